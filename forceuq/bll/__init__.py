@@ -1,0 +1,1 @@
+"""The Bayesian last layer: sufficient statistics, evidence, posterior and training of the projection."""

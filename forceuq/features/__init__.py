@@ -1,0 +1,1 @@
+"""The atom-feature cache: what a backbone says of each atom, computed once."""
