@@ -1,0 +1,261 @@
+"""The configuration's models. Unknown keys are errors; every field says what it is and its unit.
+
+A data set, backbone, method or generator is described by its ``kind`` and its ``options``; the options' model
+lives in the module of that kind (``forceuq/methods/bll.py`` and so on), so a new kind is a new file and
+nothing here changes.
+"""
+
+import hashlib
+import json
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+
+from forceuq import backbones, methods
+from forceuq.calibration_kinds import CALIBRATION_KINDS, CalibrationKind
+from forceuq.data import generators, sources
+from forceuq.data.download import Source
+
+# Names become folder names; anything else would need quoting in a shell.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class Model(BaseModel):
+    """Base of the configuration's models: unknown keys refused, values immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def identity(value: Any) -> str:
+    """Return the first eight hexadecimal digits of the SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _by_kind(base: type[BaseModel], kinds: tuple[str, ...], package: str) -> Any:
+    """Return the union of ``base`` specialised to each kind, told apart by ``kind``."""
+    members = []
+    for kind in kinds:
+        options = import_module(f"{package}.{kind}").Options
+        try:
+            default: Any = options()
+        except ValueError:  # a kind with a required option
+            default = ...
+        members.append(
+            create_model(
+                f"{kind.title().replace('_', '')}{base.__name__}",
+                __base__=base,
+                __doc__=options.__doc__,
+                kind=(Literal[kind], Field(description=f"`{kind}`: {package}.{kind}")),
+                options=(options, Field(default=default, description="Settings of this kind.")),
+            )
+        )
+    union = members[0]
+    for member in members[1:]:
+        union = union | member
+    return Annotated[union, Field(discriminator="kind")] if len(members) > 1 else union
+
+
+class GeneratorConfig(Model):
+    """Raw data made by the workflow itself, in the format of a published data set."""
+
+    kind: str
+    options: BaseModel
+
+
+class DatasetConfig(Model):
+    """A data set: where its raw file comes from and how it is read and split."""
+
+    kind: str
+    options: BaseModel
+    label: str = Field(description="Name in tables and figures.")
+    download: Source | None = Field(default=None, description="Published raw file.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DatasetConfig":
+        generate = getattr(self, "generate", None)
+        if (self.download is None) == (generate is None):
+            state = "both are" if generate is not None else "neither is"
+            raise ValueError(
+                f"give exactly one of 'download' and 'generate'; {state} given (an overlay takes one away "
+                "by setting it to null)"
+            )
+        return self
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where the raw bytes come from, as plain values."""
+        if self.download is not None:
+            return {"download": self.download.model_dump(mode="json")}
+        generate: GeneratorConfig = self.generate  # type: ignore[attr-defined]
+        return {"generate": {"kind": generate.kind, "options": generate.options.model_dump(mode="json")}}
+
+    @property
+    def content_options(self) -> dict[str, Any]:
+        """The options that decide the structures and their parts, but not what is trained on which."""
+        fields = type(self.options).model_fields
+        return {
+            key: value
+            for key, value in self.options.model_dump(mode="json").items()
+            if not (isinstance(extra := fields[key].json_schema_extra, dict) and extra.get("task_only"))
+        }
+
+    @property
+    def identity(self) -> str:
+        """Digest of what the cached structures and parts depend on."""
+        return identity([self.kind, self.origin, self.content_options])
+
+
+class BackboneConfig(Model):
+    """The pretrained model whose node features are cached."""
+
+    kind: str
+    options: BaseModel
+    name: Name = Field(description="Name in folders and tables.")
+    weights: Source = Field(description="The weights file.")
+
+    @property
+    def identity(self) -> str:
+        """Digest of what the cached features depend on."""
+        return identity([self.kind, self.options.model_dump(mode="json"), self.weights.model_dump(mode="json")])
+
+
+class MethodConfig(Model):
+    """One row of the benchmark: a method with its settings."""
+
+    kind: str
+    options: BaseModel
+    label: str = Field(description="Name in tables and figures.")
+    starts_from: Name | None = Field(
+        default=None,
+        description="Another entry of `methods` whose fit (same task, same seed) this one starts from.",
+    )
+    seeds: tuple[int, ...] | None = Field(
+        default=None, description="Seeds of this method, where they differ from the run's."
+    )
+
+
+class FeaturesConfig(Model):
+    """How the atom features are computed and cached; none of it changes their values."""
+
+    max_atoms_per_batch: int = Field(default=2048, ge=1, description="Atoms in one forward pass, at most.")
+    atoms_per_shard: int = Field(default=200_000, ge=1, description="Atoms in one Parquet shard, at most.")
+    workers: int = Field(
+        default=1, ge=0, description="Processes that build graphs beside the model; 0: in the job itself."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the model runs; `auto` takes a GPU when there is one."
+    )
+
+
+class SurfaceConfig(Model):
+    """Figure 1: the validation NLL over log10 a and log10 b."""
+
+    method: Name = Field(description="Entry of `methods` that is shown.")
+    log10_a: tuple[float, float] = Field(default=(-2.0, 2.0), description="Range of log10 a.")
+    log10_b: tuple[float, float] = Field(default=(-2.0, 7.0), description="Range of log10 b.")
+    points: int = Field(default=61, ge=3, description="Grid points along each axis.")
+
+
+class FiguresConfig(Model):
+    """What the figures show."""
+
+    surface: SurfaceConfig | None = Field(default=None, description="Figure 1.")
+    recalibration_method: Name | None = Field(
+        default=None, description="Entry of `methods` in Figure 2; null: the first one."
+    )
+
+
+if TYPE_CHECKING:
+    Dataset = DatasetConfig
+    Backbone = BackboneConfig
+    Method = MethodConfig
+else:
+    Generator = _by_kind(GeneratorConfig, generators.kinds(), "forceuq.data.generators")
+
+    class _DatasetWithGenerator(DatasetConfig):
+        generate: Generator | None = Field(
+            default=None, description="Raw file made by the workflow itself, in the published format."
+        )
+
+    _DatasetWithGenerator.__name__ = "Dataset"
+    Dataset = _by_kind(_DatasetWithGenerator, sources.kinds(), "forceuq.data.sources")
+    Backbone = _by_kind(BackboneConfig, backbones.kinds(), "forceuq.backbones")
+    Method = _by_kind(MethodConfig, methods.kinds(), "forceuq.methods")
+
+from forceuq.backbones.small_orb import Options as SmallOrbTraining  # noqa: E402
+
+
+class Configuration(Model):
+    """A run of the benchmark."""
+
+    run: Name = Field(description="Name of the run: its results are in `<results>/<run>/`.")
+    results: str = Field(
+        default="results", min_length=1, description="Folder of results and caches, shared by all runs."
+    )
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Seeds of the fits.")
+    datasets: dict[Name, Dataset] = Field(default={}, description="The data sets, by name.")
+    backbone: Backbone | None = Field(default=None, description="The pretrained model.")
+    features: FeaturesConfig = Field(default=FeaturesConfig(), description="The feature cache.")
+    methods: dict[Name, Method] = Field(default={}, description="The methods, by name.")
+    calibrations: tuple[CalibrationKind, ...] = Field(
+        default=CALIBRATION_KINDS, min_length=1, description="Post-hoc rescalings of the covariance."
+    )
+    figures: FiguresConfig = Field(default=FiguresConfig(), description="What the figures show.")
+    compare_with_paper: bool = Field(
+        default=False, description="Put the paper's own numbers beside ours in the tables."
+    )
+    train_backbone: SmallOrbTraining | None = Field(
+        default=None, description="Train `forceuq-small`; only for config/backbone-small.yaml."
+    )
+
+    @field_validator("datasets", "methods", mode="before")
+    @classmethod
+    def _null_takes_away(cls, value: Any) -> Any:
+        """An overlay takes an entry away by setting it to null."""
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+    @field_validator("seeds", "calibrations")
+    @classmethod
+    def _no_duplicates(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"{list(value)} names something twice")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Configuration":
+        if self.train_backbone is not None:
+            return self
+        for key in ("datasets", "backbone", "methods"):
+            if not getattr(self, key):
+                raise ValueError(f"'{key}' is missing: a benchmark needs data sets, a backbone and methods")
+        for name, method in self.methods.items():
+            seen = [name]
+            start = method.starts_from
+            while start is not None:
+                if start in seen:
+                    raise ValueError(f"methods.{name}.starts_from: {' -> '.join([*seen, start])} is a circle")
+                _known(f"methods.{name}.starts_from", start, self.methods)
+                missing = set(self.seeds_of(name)) - set(self.seeds_of(start))
+                if missing:
+                    raise ValueError(f"methods.{name}.starts_from: '{start}' has no seeds {sorted(missing)}")
+                seen.append(start)
+                start = self.methods[start].starts_from
+        if self.figures.surface is not None:
+            _known("figures.surface.method", self.figures.surface.method, self.methods)
+        if self.figures.recalibration_method is not None:
+            _known("figures.recalibration_method", self.figures.recalibration_method, self.methods)
+        return self
+
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """Return the seeds of a method."""
+        own = self.methods[method].seeds
+        return self.seeds if own is None else own
+
+
+def _known(key: str, value: str, among: dict[str, Any]) -> None:
+    from forceuq.configuration.loading import nearest
+
+    if value not in among:
+        raise ValueError(f"{key}: there is no '{value}'; {nearest(value, among)}")
