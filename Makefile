@@ -1,0 +1,54 @@
+# `make` shows the targets. All of them can be repeated; each continues what was interrupted.
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v) 2>/dev/null)) python3)
+VENV ?= .venv
+CONFIG ?=
+version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+lock := envs/lock-py$(version).txt
+bin := $(VENV)/bin
+snakemake := $(bin)/snakemake $(if $(CONFIG),--configfile $(CONFIG))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test lint format schema clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+$(VENV)/.ready: $(lock) pyproject.toml
+	@test -f $(lock) || { echo "There is no lock for Python '$(version)'; those there are: $$(ls envs/lock-py*.txt). Choose one with 'make PYTHON=python3.11 ...'."; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON) ($(version)) from $(lock)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(bin)/python -m pip install --quiet --disable-pip-version-check --requirement $(lock)
+	@$(bin)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(lock):
+
+setup: $(VENV)/.ready ## create .venv with the locked dependencies and the package
+
+demo: setup ## run the demo: no downloads, a few minutes on two cores
+	@$(bin)/snakemake --quiet rules host progress
+	@echo; cat results/demo/tables/table2.md; echo
+	@echo "Done. Tables, figures and metrics: results/demo/ (results/README.md says what is where)."
+
+run: setup ## run a configuration: make run CONFIG="config/rmd17.yaml config/overlays/forceuq-small.yaml"
+	@$(snakemake)
+
+test: setup ## run the test suite
+	@$(bin)/python -m pytest
+
+lint: setup ## ruff, mypy, snakefmt, snakemake --lint
+	@$(bin)/ruff check . && $(bin)/ruff format --check .
+	@$(bin)/mypy
+	@$(bin)/snakefmt --check Snakefile rules
+	@$(bin)/snakemake --lint
+	@echo "Lint passed."
+
+format: setup ## format Python and Snakemake files
+	@$(bin)/ruff check --fix . ; $(bin)/ruff format . ; $(bin)/snakefmt Snakefile rules
+
+schema: setup ## write config/schema/ from the configuration's models
+	@$(bin)/python -m forceuq.configuration.schema config/schema
+
+clean: ## remove results and caches, not .venv
+	@rm -rf results/*/ results/*.json logs .snakemake

@@ -1,0 +1,50 @@
+"""forceuq: from raw structures to calibrated uncertainties of forces. See README.md."""
+
+from functools import cache
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version
+
+from forceuq.configuration import load_configuration
+from forceuq.configuration.models import identity
+from forceuq.errors import ForceUQError
+from forceuq.fingerprint import code_fingerprint
+
+min_version("9.24")
+
+# Not a plain `configfile:` statement: its keys would be mixed into those of a --configfile given instead.
+if "run" not in config:
+
+    configfile: "config/demo.yaml"
+
+
+try:
+    CONFIG = load_configuration(config)
+except ForceUQError as error:
+    raise WorkflowError(str(error)) from None
+
+
+@cache
+def code(script, *modules, data=()):
+    """The digest of the library code that a script reaches: the job runs again when it changes."""
+    return code_fingerprint(Path(workflow.basedir, "workflow_scripts", script), modules, data)
+
+
+include: "rules/layout.smk"
+include: "rules/data.smk"
+include: "rules/backbone.smk"
+include: "rules/features.smk"
+include: "rules/fit.smk"
+include: "rules/evaluate.smk"
+include: "rules/publish.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        TARGETS,

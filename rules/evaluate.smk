@@ -1,0 +1,59 @@
+"""Calibration on the validation split, and metrics on every split."""
+
+
+rule calibrate:
+    input:
+        predictions=RUN / "predictions" / FIT,
+    output:
+        calibrations=RUN / "calibrations" / f"{FIT}.json",
+    params:
+        kinds=list(CONFIG.calibrations),
+        code=code("calibrate.py"),
+    log:
+        RUN / "logs/calibrate" / f"{FIT}.log",
+    benchmark:
+        RUN / "benchmarks/calibrate" / f"{FIT}.tsv"
+    message:
+        "Calibrating {wildcards.method}, {wildcards.dataset}, {wildcards.task}, seed {wildcards.seed}"
+    script:
+        "../workflow_scripts/calibrate.py"
+
+
+rule metrics:
+    input:
+        predictions=RUN / "predictions" / FIT,
+        calibrations=RUN / "calibrations" / f"{FIT}.json",
+    output:
+        metrics=directory(RUN / "metrics" / FIT),
+        curves=directory(RUN / "curves" / FIT),
+    params:
+        splits=lambda w: ["validation", *task_of(w).evaluate],
+        code=code("metrics.py"),
+    log:
+        RUN / "logs/metrics" / f"{FIT}.log",
+    benchmark:
+        RUN / "benchmarks/metrics" / f"{FIT}.tsv"
+    message:
+        "Measuring {wildcards.method}, {wildcards.dataset}, {wildcards.task}, seed {wildcards.seed}"
+    script:
+        "../workflow_scripts/metrics.py"
+
+
+rule merge_metrics:
+    input:
+        metrics=of_all_fits(RUN / "metrics" / FIT),
+        curves=of_all_fits(RUN / "curves" / FIT),
+    output:
+        metrics=RUN / "metrics.parquet",
+        curves=RUN / "curves.parquet",
+    params:
+        code=code("merge_metrics.py"),
+    log:
+        RUN / "logs/merge_metrics.log",
+    benchmark:
+        RUN / "benchmarks/merge_metrics.tsv"
+    message:
+        "Merging the metrics"
+    localrule: True
+    script:
+        "../workflow_scripts/merge_metrics.py"

@@ -1,0 +1,24 @@
+"""The atom-feature cache: the backbone runs once over each structure, ever."""
+
+if CONFIG.backbone is not None:
+
+    rule features:
+        input:
+            structures=CACHE / "datasets/{dataset}/structures.parquet",
+            splits=CACHE / "datasets/{dataset}/splits.parquet",
+            weights=rules.download_weights.output.weights,
+        output:
+            features=directory(CACHE / "features" / BACKBONE / "{dataset}/{part}"),
+        params:
+            kind=CONFIG.backbone.kind,
+            options=CONFIG.backbone.options.model_dump(mode="json"),
+            execution=CONFIG.features.model_dump(mode="json"),
+            code=code("extract_features.py", f"forceuq.backbones.{CONFIG.backbone.kind}"),
+        log:
+            CACHE / "logs/features" / BACKBONE / "{dataset}/{part}.log",
+        benchmark:
+            CACHE / "benchmarks/features" / BACKBONE / "{dataset}/{part}.tsv"
+        message:
+            "Caching the atom features of {wildcards.dataset}, {wildcards.part}"
+        script:
+            "../workflow_scripts/extract_features.py"

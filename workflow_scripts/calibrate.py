@@ -1,0 +1,21 @@
+"""Fit the post-hoc rescalings of the covariance on the validation split."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from forceuq.calibration import fit_calibrations
+from forceuq.logs import logged
+
+
+def main(job) -> None:
+    with logged(job.log[0]):
+        fit_calibrations(
+            Path(job.input.predictions) / "validation.parquet",
+            Path(job.output.calibrations),
+            job.params.kinds,
+        )
+
+
+if __name__ == "__main__":
+    main(snakemake)

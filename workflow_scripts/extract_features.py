@@ -1,0 +1,26 @@
+"""Compute and cache the atom features of one part of a data set."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from forceuq.features.extract import extract_features
+from forceuq.logs import logged
+
+
+def main(job) -> None:
+    with logged(job.log[0]):
+        extract_features(
+            structures=Path(job.input.structures),
+            splits=Path(job.input.splits),
+            part=job.wildcards.part,
+            weights=Path(job.input.weights),
+            kind=job.params.kind,
+            options=job.params.options,
+            output=Path(job.output.features),
+            **job.params.execution,
+        )
+
+
+if __name__ == "__main__":
+    main(snakemake)

@@ -1,0 +1,33 @@
+"""Fit one method to one task with one seed."""
+
+import shutil
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from forceuq.logs import logged
+from forceuq.methods import TrainingData, load_method
+
+
+def main(job) -> None:
+    method = load_method(job.params.kind)
+    checkpoints = Path(job.params.checkpoints)
+    start = job.input.get("start")
+    with logged(job.log[0]):
+        fitted = method.fit(
+            TrainingData(
+                train=tuple(map(Path, job.input.train)),
+                validation=tuple(map(Path, job.input.validation)),
+                head=Path(job.input.head),
+            ),
+            method.Options(**job.params.options),
+            seed=int(job.wildcards.seed),
+            checkpoints=checkpoints,
+            starts_from=Path(str(start)) if start else None,
+        )
+        fitted.save(Path(job.output.fit))
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(snakemake)

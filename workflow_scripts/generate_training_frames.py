@@ -1,0 +1,18 @@
+"""Label the frames that forceuq-small is trained on."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from forceuq.backbones.small_orb import Options
+from forceuq.backbones.training_frames import generate_training_frames
+from forceuq.logs import logged
+
+
+def main(job) -> None:
+    with logged(job.log[0]):
+        generate_training_frames(Path(job.output.frames), Options(**job.params.options))
+
+
+if __name__ == "__main__":
+    main(snakemake)

@@ -1,0 +1,20 @@
+"""Read a raw file into the structures schema."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from forceuq.data.sources import load_source
+from forceuq.logs import logged
+
+
+def main(job) -> None:
+    source = load_source(job.params.kind)
+    with logged(job.log[0]):
+        source.convert(
+            Path(job.input.raw), Path(job.output.structures), source.Options(**job.params.options)
+        )
+
+
+if __name__ == "__main__":
+    main(snakemake)

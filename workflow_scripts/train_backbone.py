@@ -1,0 +1,24 @@
+"""Train forceuq-small."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from forceuq.backbones.small_orb import Options
+from forceuq.backbones.training import train_small_orb
+from forceuq.logs import logged
+
+
+def main(job) -> None:
+    with logged(job.log[0]):
+        train_small_orb(
+            Path(job.input.frames),
+            Path(job.output.weights),
+            Path(job.output.record),
+            Options(**job.params.options),
+            Path(job.params.checkpoints),
+        )
+
+
+if __name__ == "__main__":
+    main(snakemake)
