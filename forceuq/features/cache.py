@@ -7,7 +7,7 @@ atoms lie together, in order, in one row group.
 """
 
 import contextlib
-import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,130 +21,24 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from forceuq.errors import DataError
+from forceuq.features.layout import (
+    SCHEMA,
+    VERSION,
+    FeatureBlock,
+    FeatureMetadata,
+    arrow_schema,
+    cuts,
+    footer_digest,
+)
 from forceuq.files import file_digest, read_json, whole_file, write_json
 
-SCHEMA = "features"
-VERSION = 1
+__all__ = ["FeatureBlock", "FeatureMetadata", "FeatureReader", "FeatureWriter"]
+
 MANIFEST = "manifest.json"
 ROW_GROUP_ATOMS = 16_384
 
 # pyarrow names few of its exceptions' classes: these are what its reader raises on a damaged file.
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
-
-
-@dataclass(frozen=True)
-class FeatureMetadata:
-    """What a cache holds and what made it.
-
-    Args:
-        width: D, features a row.
-        backbone: kind of the backbone.
-        backbone_version: version of the library that ran it.
-        weights_sha256: digest of the backbone's weights.
-        layer: which layer's output the features are.
-        targets: K, targets a row.
-        rows_per_atom: rows an atom (1 for a direct force head).
-        dataset: the dataset's name.
-        part: the part's name.
-    """
-
-    width: int
-    backbone: str
-    backbone_version: str
-    weights_sha256: str
-    layer: str = "node"
-    targets: int = 3
-    rows_per_atom: int = 1
-    dataset: str = ""
-    part: str = ""
-
-
-@dataclass(frozen=True)
-class FeatureBlock:
-    """Consecutive atoms of whole structures.
-
-    Args:
-        structure: (n,) int64, the structure's row in its structures file.
-        atom: (n,) int32, the atom's index within its structure.
-        number: (n,) int16, the atomic number.
-        force: (n, 3) float64, the reference force, eV/Å.
-        zbl: (n, 3) float64, what the backbone adds after its head, eV/Å.
-        features: (n, D) float32, a view of what was read: not to be written to.
-        part_index: index of the directory that the block is from.
-    """
-
-    structure: NDArray[np.int64]
-    atom: NDArray[np.int32]
-    number: NDArray[np.int16]
-    force: NDArray[np.float64]
-    zbl: NDArray[np.float64]
-    features: NDArray[np.float32]
-    part_index: int = 0
-
-    def __len__(self) -> int:
-        return len(self.structure)
-
-    @property
-    def starts(self) -> NDArray[np.int64]:
-        """(s + 1,) offsets of the block's s structures, the last being n."""
-        return _starts(self.structure)
-
-    def rows(self, start: int, stop: int) -> "FeatureBlock":
-        """Return the atoms ``start`` to ``stop`` as views."""
-        part = slice(start, stop)
-        return FeatureBlock(
-            self.structure[part],
-            self.atom[part],
-            self.number[part],
-            self.force[part],
-            self.zbl[part],
-            self.features[part],
-            self.part_index,
-        )
-
-
-def _starts(structure: NDArray[np.int64]) -> NDArray[np.int64]:
-    changes = np.flatnonzero(structure[1:] != structure[:-1]) + 1
-    return np.concatenate([[0], changes, [len(structure)]]).astype(np.int64)
-
-
-def _cuts(starts: NDArray[np.int64], max_atoms: int) -> list[int]:
-    """Offsets cutting at structure boundaries into runs of at most ``max_atoms`` (or one larger structure)."""
-    cuts = [0]
-    while cuts[-1] < starts[-1]:
-        stop = starts[np.searchsorted(starts, cuts[-1] + max_atoms, side="right") - 1]
-        if stop == cuts[-1]:
-            stop = starts[np.searchsorted(starts, cuts[-1], side="right")]
-        cuts.append(int(stop))
-    return cuts
-
-
-def _schema(metadata: FeatureMetadata) -> pa.Schema:
-    header = {"schema": SCHEMA, "version": VERSION, **asdict(metadata)}
-    vector = pa.list_(pa.float64(), 3)
-    return pa.schema(
-        [
-            pa.field("structure", pa.int64(), nullable=False),
-            pa.field("atom", pa.int32(), nullable=False),
-            pa.field("number", pa.int16(), nullable=False),
-            pa.field("force", vector, nullable=False),
-            pa.field("zbl", vector, nullable=False),
-            pa.field("features", pa.binary(4 * metadata.width), nullable=False),
-        ],
-        metadata={b"forceuq": json.dumps(header, sort_keys=True).encode()},
-    )
-
-
-def _footer_digest(path: Path) -> str:
-    """sha256 of a Parquet file's footer, which its pages' checksums do not cover."""
-    with path.open("rb") as handle:
-        handle.seek(-8, 2)
-        tail = handle.read(8)
-        length = int.from_bytes(tail[:4], "little")
-        if tail[4:] != b"PAR1" or length + 12 > path.stat().st_size:
-            raise ValueError("no Parquet footer")
-        handle.seek(-8 - length, 2)
-        return hashlib.sha256(handle.read()).hexdigest()
 
 
 class FeatureWriter:
@@ -162,7 +56,7 @@ class FeatureWriter:
         self._directory = Path(directory)
         self._metadata = metadata
         self._atoms_per_shard = atoms_per_shard
-        self._schema = _schema(metadata)
+        self._schema = arrow_schema(metadata)
         self._shards: list[dict[str, Any]] = []
         self._stack = contextlib.ExitStack()
         self._writer: pq.ParquetWriter | None = None
@@ -182,7 +76,7 @@ class FeatureWriter:
             stale.unlink()
         return self
 
-    def add(
+    def add(  # noqa: PLR0917
         self,
         structure_rows: NDArray[Any],
         atoms: NDArray[Any],
@@ -219,7 +113,7 @@ class FeatureWriter:
         self._check(block)
         starts = block.starts
         self._last_structure = int(structure[-1])
-        for start, stop in zip(starts[:-1], starts[1:], strict=True):
+        for start, stop in itertools.pairwise(starts):
             # Cut by structure, not by call, so that the files do not depend on the batches they came in.
             if self._pending_atoms and self._pending_atoms + stop - start > ROW_GROUP_ATOMS:
                 self._flush()
@@ -252,9 +146,9 @@ class FeatureWriter:
                 file=self._directory,
                 record=int(rows[0]),
             )
-        expected = np.arange(n) - np.repeat(starts[:-1], np.diff(starts))
+        within = np.arange(n) - np.repeat(starts[:-1], np.diff(starts))
         for name, bad in (
-            ("atom indices other than 0, 1, ...", block.atom != expected),
+            ("atom indices other than 0, 1, ...", block.atom != within),
             ("a force that is not finite", ~np.isfinite(block.force).all(axis=1)),
             ("a ZBL force that is not finite", ~np.isfinite(block.zbl).all(axis=1)),
             ("a feature that is not finite", ~np.isfinite(block.features).all(axis=1)),
@@ -316,7 +210,7 @@ class FeatureWriter:
                 "structures": self._shard_structures,
                 "bytes": path.stat().st_size,
                 "sha256": file_digest(path),
-                "footer_sha256": _footer_digest(path),
+                "footer_sha256": footer_digest(path),
             }
         )
         self._shard_atoms = self._shard_structures = 0
@@ -400,8 +294,8 @@ class FeatureReader:
                     if len(whole) <= max_atoms:
                         yield whole
                         continue
-                    cuts = _cuts(whole.starts, max_atoms)
-                    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+                    offsets = cuts(whole.starts, max_atoms)
+                    for start, stop in itertools.pairwise(offsets):
                         yield whole.rows(start, stop)
             if atoms != shard.entry["atoms"]:
                 raise DataError(
@@ -445,7 +339,7 @@ def _open_shard(shard: _Shard, metadata: FeatureMetadata) -> pq.ParquetFile:
     size = shard.path.stat().st_size
     if size != shard.entry["bytes"]:
         raise ValueError(f"{size} bytes, written with {shard.entry['bytes']}")
-    if _footer_digest(shard.path) != shard.entry["footer_sha256"]:
+    if footer_digest(shard.path) != shard.entry["footer_sha256"]:
         raise ValueError("its footer is not the one written")
     file = pq.ParquetFile(shard.path, memory_map=True, page_checksum_verification=True)
     header = json.loads((file.schema_arrow.metadata or {}).get(b"forceuq", b"{}"))
