@@ -38,7 +38,7 @@ _IDENTITY: dict[Kind, list[str]] = {
 
 
 def _ordered(frame: pd.DataFrame, kind: Kind) -> pd.DataFrame:
-    """Return the columns in order, the rows sorted by what identifies one (calibrations in their own order)."""
+    """Return the columns in order and the rows sorted by what identifies them (calibrations as listed)."""
     frame = frame[[name for name, _ in _SCHEMAS[kind]]]
     rank = {name: i for i, name in enumerate(CALIBRATION_KINDS)}
     return frame.sort_values(
