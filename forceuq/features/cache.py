@@ -64,6 +64,7 @@ class FeatureWriter:
         self._pending_atoms = 0
         self._shard_atoms = 0
         self._shard_structures = 0
+        self._shard_groups = 0
         self._last_structure = -1
 
     def __enter__(self) -> "FeatureWriter":
@@ -194,6 +195,7 @@ class FeatureWriter:
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=n)
         self._shard_atoms += n
         self._shard_structures += len(self._pending)
+        self._shard_groups += 1
         self._pending = []
         self._pending_atoms = 0
 
@@ -208,12 +210,13 @@ class FeatureWriter:
                 "file": path.name,
                 "atoms": self._shard_atoms,
                 "structures": self._shard_structures,
+                "row_groups": self._shard_groups,
                 "bytes": path.stat().st_size,
                 "sha256": file_digest(path),
                 "footer_sha256": footer_digest(path),
             }
         )
-        self._shard_atoms = self._shard_structures = 0
+        self._shard_atoms = self._shard_structures = self._shard_groups = 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -260,13 +263,17 @@ class FeatureReader:
         self.n_atoms = 0
         self.n_structures = 0
         self._shards: list[_Shard] = []
+        self._groups: list[tuple[_Shard, int]] = []
         parts: list[FeatureMetadata] = []
         for index, directory in enumerate(self.directories):
             manifest = _read_manifest(directory)
             parts.append(FeatureMetadata(**manifest["metadata"]))
             self.n_atoms += manifest["atoms"]
             self.n_structures += manifest["structures"]
-            self._shards += [_Shard(directory / entry["file"], index, entry) for entry in manifest["shards"]]
+            for entry in manifest["shards"]:
+                shard = _Shard(directory / entry["file"], index, entry)
+                self._shards.append(shard)
+                self._groups += [(shard, group) for group in range(entry["row_groups"])]
         common = replace(parts[0], dataset="", part="")
         for directory, part in zip(self.directories, parts, strict=True):
             if replace(part, dataset="", part="") != common:
@@ -276,31 +283,39 @@ class FeatureReader:
         self.metadata = parts[0] if len(parts) == 1 else common
         self.part_names = tuple(part.part for part in parts)
 
-    def blocks(self, max_atoms: int = ROW_GROUP_ATOMS) -> Iterator[FeatureBlock]:
+    @property
+    def n_row_groups(self) -> int:
+        """The number of row groups, the unit in which the cache can be read out of order."""
+        return len(self._groups)
+
+    def blocks(
+        self, max_atoms: int = ROW_GROUP_ATOMS, order: Sequence[int] | None = None
+    ) -> Iterator[FeatureBlock]:
         """Yield every atom once, in blocks of whole structures of at most ``max_atoms`` (or one structure).
+
+        Args:
+            max_atoms: atoms in a block.
+            order: which row groups, and in which order; all in the file's order by default.
 
         Raises:
             DataError: a shard that is missing, truncated or altered.
         """
-        for shard in self._shards:
-            with _damage_named(shard.path):
-                file = _open_shard(shard, self.metadata)
-            atoms = 0
-            with file:
-                for group in range(file.num_row_groups):
-                    with _damage_named(shard.path):
-                        whole = _block(file.read_row_group(group, use_threads=False), shard.part_index)
-                    atoms += len(whole)
-                    if len(whole) <= max_atoms:
-                        yield whole
-                        continue
-                    offsets = cuts(whole.starts, max_atoms)
-                    for start, stop in itertools.pairwise(offsets):
-                        yield whole.rows(start, stop)
-            if atoms != shard.entry["atoms"]:
-                raise DataError(
-                    f"has {atoms} atoms, the manifest says {shard.entry['atoms']}", file=shard.path
-                )
+        with contextlib.ExitStack() as opened:
+            current: _Shard | None = None
+            for index in range(len(self._groups)) if order is None else order:
+                shard, group = self._groups[index]
+                with _damage_named(shard.path):
+                    if shard is not current:
+                        opened.close()
+                        current = shard
+                        file = opened.enter_context(_open_shard(shard, self.metadata))
+                    whole = _block(file.read_row_group(group, use_threads=False), shard.part_index)
+                if len(whole) <= max_atoms:
+                    yield whole
+                    continue
+                offsets = cuts(whole.starts, max_atoms)
+                for start, stop in itertools.pairwise(offsets):
+                    yield whole.rows(start, stop)
 
     def verify(self) -> None:
         """Compare every shard's sha256 with the manifest's (``blocks`` checks sizes and page checksums)."""
@@ -349,6 +364,9 @@ def _open_shard(shard: _Shard, metadata: FeatureMetadata) -> pq.ParquetFile:
         metadata.width,
     ):
         raise ValueError(f"its header says {header}")
+    found = file.metadata.num_rows, file.num_row_groups
+    if found != (shard.entry["atoms"], shard.entry["row_groups"]):
+        raise ValueError(f"{found} atoms and row groups, not those of the manifest")
     return file
 
 
