@@ -60,9 +60,11 @@ if CONFIG.train_backbone is not None:
 else:
     TARGETS = [
         RUN / "metrics.parquet",
-        RUN / "tables",
-        RUN / "figures/recalibration",
-        RUN / "figures/shift",
+        RUN / "tables/table2.csv",
+        RUN / "figures/recalibration/recalibration.png",
+        RUN / "figures/shift/shift.png",
     ]
     if CONFIG.figures.surface is not None:
-        TARGETS += [RUN / f"figures/surface/{dataset}/{task}" for dataset, task in TASKS]
+        TARGETS += [
+            RUN / f"figures/surface/{dataset}/{task}/surface.png" for dataset, task in TASKS
+        ]

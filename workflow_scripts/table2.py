@@ -1,0 +1,23 @@
+"""Write Table 2 as CSV, Markdown and LaTeX."""
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from forceuq.logs import logged
+from forceuq.tables import table2
+
+
+def main(job) -> None:
+    with logged(job.log[0]):
+        table2(
+            Path(job.input.metrics),
+            Path(job.output.csv),
+            job.params.splits,
+            job.params.methods,
+            paper=job.params.paper,
+        )
+
+
+if __name__ == "__main__":
+    main(snakemake)
