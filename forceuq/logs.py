@@ -27,11 +27,15 @@ def logged(path: str | Path) -> Iterator[logging.Logger]:
     try:
         yield logger
     except ForceUQError as error:
-        handlers[0].handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
+        handlers[0].handle(
+            logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None)
+        )
         logger.error("%s", error)
         raise SystemExit(1) from None
     except BaseException:
-        handlers[0].handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
+        handlers[0].handle(
+            logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None)
+        )
         raise
     finally:
         for handler in handlers:

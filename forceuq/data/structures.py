@@ -1,0 +1,394 @@
+"""Structures with reference energies and forces, in one Parquet schema for every data set.
+
+A row is a structure. Writing and reading go a row group at a time, so no step holds a data set in memory.
+Units: Å, eV, eV/Å.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from forceuq.errors import DataError
+from forceuq.files import whole_file, write_json
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+SCHEMA = "structures"
+VERSION = 1
+ROW_GROUP = 1000
+METADATA_KEY = b"forceuq"
+DEFAULT_MAX_BAD_FRACTION = 0.01
+_HEAVIEST = 118
+_REPORTED = 1000
+
+_FIELDS = pa.schema(
+    [
+        pa.field("structure_id", pa.string(), nullable=False),
+        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("numbers", pa.list_(pa.int32()), nullable=False),
+        pa.field("positions", pa.list_(pa.float64()), nullable=False),
+        pa.field("cell", pa.list_(pa.float64(), 9), nullable=False),
+        pa.field("pbc", pa.bool_(), nullable=False),
+        pa.field("energy", pa.float64()),
+        pa.field("forces", pa.list_(pa.float64()), nullable=False),
+        pa.field("energy_above_relaxed", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Atoms with their reference energy and forces.
+
+    Args:
+        structure_id: unique within the data set, stable between runs.
+        group_id: what may not be split between parts (the material, the molecule).
+        numbers: (n,) int32, atomic numbers.
+        positions: (n, 3) float64, Å.
+        cell: (3, 3) float64, lattice vectors as rows, Å; zeros for none.
+        pbc: whether the structure is periodic (along all three vectors).
+        energy: total energy, eV; None where it is not known.
+        forces: (n, 3) float64, eV/Å.
+        energy_above_relaxed: energy per atom above the relaxed structure, eV/atom; None where undefined.
+    """
+
+    structure_id: str
+    group_id: str
+    numbers: NDArray[np.int32]
+    positions: NDArray[np.float64]
+    cell: NDArray[np.float64]
+    pbc: bool
+    energy: float | None
+    forces: NDArray[np.float64]
+    energy_above_relaxed: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def atoms(self) -> "Atoms":
+        """Return the structure as ASE atoms (no calculator, no labels)."""
+        from ase import Atoms
+
+        return Atoms(
+            numbers=self.numbers, positions=self.positions, cell=self.cell if self.pbc else None, pbc=self.pbc
+        )
+
+
+def structure(
+    structure_id: str,
+    group_id: str,
+    *,
+    numbers: ArrayLike,
+    positions: ArrayLike,
+    forces: ArrayLike,
+    cell: ArrayLike | None = None,
+    energy: float | None = None,
+    energy_above_relaxed: float | None = None,
+) -> Structure:
+    """Return a structure from anything that numpy takes; periodic if and only if a cell is given.
+
+    Raises:
+        ValueError: a value is not a number, or rows differ in length.
+    """
+    return Structure(
+        structure_id=structure_id,
+        group_id=group_id,
+        numbers=np.asarray(numbers, dtype=np.int32),
+        positions=np.asarray(positions, dtype=np.float64),
+        cell=np.zeros((3, 3)) if cell is None else np.asarray(cell, dtype=np.float64),
+        pbc=cell is not None,
+        energy=None if energy is None else float(energy),
+        forces=np.asarray(forces, dtype=np.float64),
+        energy_above_relaxed=None if energy_above_relaxed is None else float(energy_above_relaxed),
+    )
+
+
+def fault(candidate: Structure) -> str | None:
+    """Return what is wrong with a structure, or None where nothing is."""
+    s = candidate
+    n = s.numbers.size
+    if not s.structure_id or not s.group_id:
+        return "empty structure_id or group_id"
+    if s.numbers.ndim != 1 or n == 0:
+        return f"no atoms (numbers have the shape {s.numbers.shape})"
+    if s.numbers.min() < 1 or s.numbers.max() > _HEAVIEST:
+        return f"unknown element: atomic numbers {s.numbers.min()} to {s.numbers.max()}"
+    for name, array, shape in (
+        ("positions", s.positions, (n, 3)),
+        ("forces", s.forces, (n, 3)),
+        ("cell", s.cell, (3, 3)),
+    ):
+        if array.shape != shape:
+            return f"{name} have the shape {array.shape}, not {shape}"
+        if not np.isfinite(array).all():
+            return f"{name} not finite"
+    for name, value in (("energy", s.energy), ("energy_above_relaxed", s.energy_above_relaxed)):
+        if value is not None and not np.isfinite(value):
+            return f"{name} not finite"
+    if s.pbc and abs(np.linalg.det(s.cell)) < 1e-6:
+        return "periodic with a cell of no volume"
+    return None
+
+
+class StructureWriter:
+    """Write structures to a Parquet file, leaving out and counting damaged ones.
+
+    A context manager; the file and its sidecar ``<path>.report.json`` appear when the block ends without an
+    exception. The report holds ``written``, ``atoms``, ``n_rejected`` and, of the first thousand, the id and
+    the reason in ``rejected``. Memory: one row group, and a few dozen bytes a structure to find duplicates.
+
+    Args:
+        path: the Parquet file.
+        max_bad_fraction: above this share of rejected structures, an error and no file.
+        metadata: further values for the file's metadata.
+
+    Raises:
+        DataError: at the end, where too many structures were rejected or none was written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        max_bad_fraction: float = DEFAULT_MAX_BAD_FRACTION,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.max_bad_fraction = max_bad_fraction
+        self.written = 0
+        self.atoms = 0
+        self.n_rejected = 0
+        self._rejected: list[dict[str, str]] = []
+        self._reasons: Counter[str] = Counter()
+        header = {**(metadata or {}), "schema": SCHEMA, "version": VERSION}
+        self._schema = _FIELDS.with_metadata({METADATA_KEY: json.dumps(header, sort_keys=True).encode()})
+        self._rows: list[Structure] = []
+        self._seen: set[bytes] = set()
+        self._stack = ExitStack()
+        self._writer: pq.ParquetWriter
+
+    def __enter__(self) -> Self:
+        temporary = self._stack.enter_context(whole_file(self.path))
+        self._writer = self._stack.enter_context(
+            pq.ParquetWriter(temporary, self._schema, compression="zstd")
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._flush()
+            self._judge()
+            self._writer.close()
+            write_json(
+                report_path(self.path),
+                {
+                    "written": self.written,
+                    "atoms": self.atoms,
+                    "n_rejected": self.n_rejected,
+                    "rejected": self._rejected,
+                },
+            )
+
+    def add(self, candidate: Structure) -> bool:
+        """Write a structure, or reject it where something is wrong with it; return whether it was written."""
+        reason = fault(candidate)
+        if reason is None:
+            # Eight bytes an id: 1.6 million structures collide with a probability of 1e-7.
+            key = hashlib.blake2b(candidate.structure_id.encode(), digest_size=8).digest()
+            if key in self._seen:
+                reason = "duplicate structure_id"
+            else:
+                self._seen.add(key)
+        if reason is not None:
+            self.reject(candidate.structure_id, reason)
+            return False
+        self._rows.append(candidate)
+        self.written += 1
+        self.atoms += len(candidate)
+        if len(self._rows) == ROW_GROUP:
+            self._flush()
+        return True
+
+    def reject(self, structure_id: str, reason: str) -> None:
+        """Count a structure as bad."""
+        self.n_rejected += 1
+        self._reasons[reason] += 1
+        if len(self._rejected) < _REPORTED:
+            self._rejected.append({"id": structure_id, "reason": reason})
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(_table(self._rows, self._schema), row_group_size=ROW_GROUP)
+            self._rows = []
+
+    def _judge(self) -> None:
+        total = self.written + self.n_rejected
+        examples = "; ".join(f"{r['id']}: {r['reason']}" for r in self._rejected[:3])
+        if self.written == 0:
+            raise DataError(f"no usable structure among {total}. {examples}".strip(), file=self.path)
+        if self.n_rejected > self.max_bad_fraction * total:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in self._reasons.most_common(5))
+            raise DataError(
+                f"{self.n_rejected} of {total} structures are damaged, more than max_bad_fraction = "
+                f"{self.max_bad_fraction}: {reasons}. First: {examples}. Fetch the raw file again, or raise "
+                "max_bad_fraction if the loss is acceptable",
+                file=self.path,
+            )
+
+
+def report_path(structures: str | Path) -> Path:
+    """Return the path of the sidecar report of a structures file."""
+    return Path(f"{structures}.report.json")
+
+
+def _table(rows: list[Structure], schema: pa.Schema) -> pa.Table:
+    atoms = np.cumsum([0, *(len(s) for s in rows)], dtype=np.int32)
+
+    def ragged(name: str, width: int, kind: pa.DataType) -> pa.Array:
+        flat = np.concatenate([getattr(s, name).reshape(-1) for s in rows])
+        return pa.ListArray.from_arrays(pa.array(atoms * width, pa.int32()), pa.array(flat, kind))
+
+    cells = np.concatenate([s.cell.reshape(-1) for s in rows])
+    return pa.Table.from_arrays(
+        [
+            pa.array([s.structure_id for s in rows], pa.string()),
+            pa.array([s.group_id for s in rows], pa.string()),
+            ragged("numbers", 1, pa.int32()),
+            ragged("positions", 3, pa.float64()),
+            pa.FixedSizeListArray.from_arrays(pa.array(cells, pa.float64()), 9),
+            pa.array([s.pbc for s in rows], pa.bool_()),
+            pa.array([s.energy for s in rows], pa.float64()),
+            ragged("forces", 3, pa.float64()),
+            pa.array([s.energy_above_relaxed for s in rows], pa.float64()),
+        ],
+        schema=schema,
+    )
+
+
+def open_parquet(path: str | Path, schema: str, version: int) -> tuple[pq.ParquetFile, dict[str, Any]]:
+    """Open a Parquet file of a known schema; return it and its metadata.
+
+    Raises:
+        DataError: the file is missing, damaged, or of another schema or version.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise DataError("there is no such file", file=path) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"not a whole Parquet file ({error}); delete it and make it again", file=path
+        ) from error
+    metadata = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
+    found = (metadata.get("schema"), metadata.get("version"))
+    if found != (schema, version):
+        file.close()
+        raise DataError(
+            f"holds schema {found[0]!r} version {found[1]}, not {schema!r} version {version}; make it again "
+            "with this version of forceuq",
+            file=path,
+        )
+    return file, metadata
+
+
+def structures_metadata(path: str | Path) -> dict[str, Any]:
+    """Return the metadata of a structures file, with ``structures``, the number of its rows."""
+    file, metadata = open_parquet(path, SCHEMA, VERSION)
+    with file:
+        return {**metadata, "structures": file.metadata.num_rows}
+
+
+def read_columns(path: str | Path, columns: Iterable[str]) -> pa.Table:
+    """Return some columns of a structures file, whole: for the small ones (ids, energy above relaxed)."""
+    file, _ = open_parquet(path, SCHEMA, VERSION)
+    with file:
+        return _read(file, path, columns=list(columns))
+
+
+def read_structures(path: str | Path, rows: ArrayLike | None = None) -> Iterator[tuple[int, Structure]]:
+    """Stream structures with their row numbers, a row group at a time.
+
+    Args:
+        path: a structures file.
+        rows: only these rows, strictly increasing; row groups without any of them are not read.
+
+    Raises:
+        DataError: the file is damaged or of another schema, or ``rows`` asks for what is not there.
+    """
+    file, _ = open_parquet(path, SCHEMA, VERSION)
+    with file:
+        total = file.metadata.num_rows
+        wanted = None if rows is None else np.asarray(rows, dtype=np.int64)
+        if wanted is not None and wanted.size:
+            if (np.diff(wanted) <= 0).any():
+                raise ValueError("rows must be strictly increasing")
+            if wanted[0] < 0 or wanted[-1] >= total:
+                raise DataError(
+                    f"rows {wanted[0]} to {wanted[-1]} asked for, but there are {total}: the splits belong to "
+                    "another structures file; make them again",
+                    file=path,
+                )
+        start = 0
+        for group in range(file.metadata.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            if wanted is None:
+                local = np.arange(stop - start)
+            else:
+                local = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)] - start
+            if local.size:
+                table = _read(file, path, group=group)
+                for row, item in zip(local + start, _structures(table, local), strict=True):
+                    yield int(row), item
+            start = stop
+
+
+def _read(
+    file: pq.ParquetFile, path: str | Path, columns: list[str] | None = None, group: int | None = None
+) -> pa.Table:
+    try:
+        return file.read(columns=columns) if group is None else file.read_row_group(group, columns=columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"damaged ({error}); delete it and make it again", file=path) from error
+
+
+def _structures(table: pa.Table, rows: NDArray[np.int64]) -> Iterator[Structure]:
+    columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+    flat = {
+        name: (columns[name].offsets.to_numpy(), columns[name].values.to_numpy())
+        for name in ("numbers", "positions", "forces")
+    }
+    cells = columns["cell"].flatten().to_numpy().reshape(-1, 3, 3)
+
+    def ragged(name: str, row: int) -> NDArray[Any]:
+        offsets, values = flat[name]
+        # Copied: a caller who keeps one structure should not keep the whole row group alive.
+        return np.array(values[offsets[row] : offsets[row + 1]])
+
+    for row in rows.tolist():
+        yield Structure(
+            structure_id=columns["structure_id"][row].as_py(),
+            group_id=columns["group_id"][row].as_py(),
+            numbers=ragged("numbers", row),
+            positions=ragged("positions", row).reshape(-1, 3),
+            cell=np.array(cells[row]),
+            pbc=columns["pbc"][row].as_py(),
+            energy=columns["energy"][row].as_py(),
+            forces=ragged("forces", row).reshape(-1, 3),
+            energy_above_relaxed=columns["energy_above_relaxed"][row].as_py(),
+        )
