@@ -92,7 +92,7 @@ def table2(
         decimals: of the Markdown and LaTeX.
 
     Raises:
-        DataError: the metrics have no row of a split.
+        DataError: the metrics have no row of a split, or of a method on it.
         ConfigurationError: two splits with one label.
     """
     frame = table2_frame(
@@ -128,6 +128,12 @@ def table2_frame(
             known = sorted({f"{d}/{s}" for d, s in zip(means["dataset"], means["split"], strict=True)})
             raise DataError(f"has no metrics of '{dataset}/{split}'; it has {', '.join(known)}", file=metrics)
         for method, method_label in methods.items():
+            if method not in set(here["method"]):
+                raise DataError(
+                    f"has no metrics of the method '{method}' on '{dataset}/{split}' (one that cannot run there "
+                    "has nulls with a reason: forceuq.metrics.write_unavailable)",
+                    file=metrics,
+                )
             for calibration, calibration_label in calibrations.items():
                 own = here[(here["method"] == method) & (here["calibration"] == calibration)]
                 if own.empty:

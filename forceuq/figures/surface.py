@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib import patheffects
 from matplotlib.ticker import MaxNLocator
 
 from forceuq.calibration import read_calibrations
@@ -77,9 +78,9 @@ def _draw(data: pd.DataFrame, output: Path, title: str) -> None:
 
     low, high = max(a[0], b[0]), min(a[-1], b[-1])
     if low < high:
-        axes.plot(
-            [low, high], [low, high], color="white", linewidth=1.0, linestyle=(0, (4, 2)), label="a = b"
-        )
+        # Edged in black: white alone vanishes on the map's brightest part, and on paper in the legend.
+        edge = [patheffects.withStroke(linewidth=2.0, foreground="black")]
+        axes.plot([low, high], [low, high], color="white", lw=1.0, ls="--", label="a = b", path_effects=edge)
     outside = []
     for kind, (marker, color, size, label) in _MARKS.items():
         for _, point in data[data["what"] == kind].iterrows():
@@ -103,9 +104,7 @@ def _draw(data: pd.DataFrame, output: Path, title: str) -> None:
     axes.set_ylabel(r"$\log_{10}\,b$ (spread)")
     if title or outside:
         axes.set_title("\n".join([*([title] if title else []), *outside]))
-    legend = figure.legend(
+    figure.legend(
         loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.0, borderaxespad=0.1
     )
-    for handle in legend.get_lines():  # the dashed line is white on the map, and would vanish on paper
-        handle.set_color("black")
     save(figure, output, data)
