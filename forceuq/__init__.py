@@ -1,3 +1,3 @@
-"""forceuq: how far can the forces of a neural force field be trusted?"""
+"""forceuq: how far the forces of a neural force field can be trusted."""
 
 __version__ = "0.1.0"

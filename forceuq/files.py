@@ -23,9 +23,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     temporary = final.with_name(f".{final.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part{final.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb") as handle:
+        with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, final)
+        temporary.replace(final)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -45,5 +45,5 @@ def read_json(path: str | Path) -> Any:
 
 def file_digest(path: str | Path, algorithm: str = "sha256") -> str:
     """Return the hexadecimal digest of a file, read in blocks."""
-    with open(path, "rb") as handle:
+    with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, algorithm).hexdigest()

@@ -8,7 +8,7 @@ by a name made at run time (a method's kind, say) are named by the caller.
 import ast
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from forceuq.errors import ForceUQError
@@ -93,7 +93,7 @@ def _imports(file: Path, name: str | None, package: Path) -> list[str]:
     return [n for n in names if n.partition(".")[0] == package.name]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parsed(file: Path, _mtime_ns: int, _size: int) -> ast.Module:
     try:
         return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))

@@ -35,7 +35,7 @@ def identity(value: Any) -> str:
 
 def _by_kind(base: type[BaseModel], kinds: tuple[str, ...], package: str) -> Any:
     """Return the union of ``base`` specialised to each kind, told apart by ``kind``."""
-    members = []
+    members: list[type[BaseModel]] = []
     for kind in kinds:
         options = import_module(f"{package}.{kind}").Options
         try:
@@ -51,7 +51,7 @@ def _by_kind(base: type[BaseModel], kinds: tuple[str, ...], package: str) -> Any
                 options=(options, Field(default=default, description="Settings of this kind.")),
             )
         )
-    union = members[0]
+    union: Any = members[0]
     for member in members[1:]:
         union = union | member
     return Annotated[union, Field(discriminator="kind")] if len(members) > 1 else union
@@ -213,7 +213,7 @@ class Configuration(Model):
     @field_validator("datasets", "methods", mode="before")
     @classmethod
     def _null_takes_away(cls, value: Any) -> Any:
-        """An overlay takes an entry away by setting it to null."""
+        """Leave out the entries that an overlay took away by setting them to null."""
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
     @field_validator("seeds", "calibrations")
