@@ -95,9 +95,7 @@ def table2(
         DataError: the metrics have no row of a split, or of a method on it.
         ConfigurationError: two splits with one label.
     """
-    frame = table2_frame(
-        metrics, splits, methods, calibrations=calibrations, paper=paper, paper_methods=paper_methods
-    )
+    frame = table2_frame(metrics, splits, methods, calibrations=calibrations, paper=paper, paper_methods=paper_methods)
     with whole_file(output.with_suffix(".csv")) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
     best = _best(frame)
@@ -130,8 +128,8 @@ def table2_frame(
         for method, method_label in methods.items():
             if method not in set(here["method"]):
                 raise DataError(
-                    f"has no metrics of the method '{method}' on '{dataset}/{split}' (one that cannot run there "
-                    "has nulls with a reason: forceuq.metrics.write_unavailable)",
+                    f"has no metrics of the method '{method}' on '{dataset}/{split}' (one that cannot run "
+                    "there has nulls with a reason: forceuq.metrics.write_unavailable)",
                     file=metrics,
                 )
             for calibration, calibration_label in calibrations.items():
@@ -264,9 +262,7 @@ def _tex(text: str) -> str:
 
 
 def _latex(frame: pd.DataFrame, best: set[tuple[int, str]], decimals: int) -> str:
-    heads = " & ".join(
-        rf"{_LABELS[m]} ($\{'up' if m in _HIGHER_IS_BETTER else 'down'}arrow$)" for m in TABLE2_METRICS
-    )
+    heads = " & ".join(rf"{_LABELS[m]} ($\{'up' if m in _HIGHER_IS_BETTER else 'down'}arrow$)" for m in TABLE2_METRICS)
     lines = [
         "% needs \\usepackage{booktabs}",
         r"\begin{tabular}{lll" + "r" * len(TABLE2_METRICS) + "}",

@@ -1,5 +1,7 @@
 """Synthetic predictions whose covariance is known."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -46,7 +48,7 @@ def cut(block, sizes):
     """The same atoms in blocks of other sizes."""
     edges = np.cumsum([0, *sizes])
     assert edges[-1] == len(block)
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         yield PredictionBlock(**{name: value[start:stop] for name, value in vars(block).items()})
 
 

@@ -126,9 +126,7 @@ def test_change_of_unit_and_order_of_atoms_leave_a_and_b(likelihood, block):
     x = block(3000, a=0.5, b=400.0, kind="ensemble")
     plain = fit_calibration(likelihood(x), "decoupled", {})
     s = 23.06
-    scaled = dataclasses.replace(
-        x, target=s * x.target, mean=s * x.mean, floor=s**2 * x.floor, spread=s**2 * x.spread
-    )
+    scaled = dataclasses.replace(x, target=s * x.target, mean=s * x.mean, floor=s**2 * x.floor, spread=s**2 * x.spread)
     fitted = fit_calibration(likelihood(scaled), "decoupled", {})
     assert (fitted.a, fitted.b) == pytest.approx((plain.a, plain.b), rel=1e-6)
     assert fitted.nll_after == pytest.approx(plain.nll_after + np.log(s), abs=1e-9)

@@ -24,9 +24,7 @@ def test_packing_keeps_each_element_in_its_place():
 def test_round_trip_and_bytes_do_not_depend_on_the_blocks(tmp_path, block, cut_block, metadata):
     whole = block(70_000, kind="ensemble")
     write_predictions(tmp_path / "one.parquet", [whole], metadata)
-    n = write_predictions(
-        tmp_path / "many.parquet", cut_block(whole, [1, 65_535, 1, 0, 3000, 1463]), metadata
-    )
+    n = write_predictions(tmp_path / "many.parquet", cut_block(whole, [1, 65_535, 1, 0, 3000, 1463]), metadata)
     assert n == 70_000
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "many.parquet").read_bytes()
     blocks = list(read_predictions(tmp_path / "many.parquet", max_atoms=9999))
