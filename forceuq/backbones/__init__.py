@@ -1,0 +1,74 @@
+"""Backbones: pretrained force fields that say something of each atom; one module a kind.
+
+A backbone's module holds ``Options`` (its settings in the configuration) and ``load``; heavy imports are
+inside functions, so that a configuration is checked in no time.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from forceuq.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from forceuq.backbones.head import ForceHead
+    from forceuq.data.structures import Structure
+
+_NOT_KINDS = ("head",)
+
+
+class Backbone(Protocol):
+    """A frozen force field seen through its last layers. Units: Å, eV/Å."""
+
+    name: str
+    version: str
+    node_dim: int
+
+    def node_features(self, batch: Any) -> "Tensor":
+        """Return (n, node_dim), what enters the force head."""
+
+    def zbl(self, batch: Any) -> "Tensor":
+        """Return (n, 3), the repulsive forces that the model adds after its head; zeros if it has none."""
+
+    def forces(self, batch: Any) -> "Tensor":
+        """Return (n, 3), the model's own forces."""
+
+    def head(self) -> "ForceHead":
+        """Return the force head's layers and what follows them."""
+
+
+class BackboneModule(Protocol):
+    """The interface of a kind's module."""
+
+    Options: type[Any]
+
+    def load(self, weights: Path, options: Any, device: str = "cpu") -> Backbone:
+        """Return the backbone with weights read from a file."""
+
+    def graphs(self, structures: "Sequence[Structure]", options: Any) -> Any:
+        """Return one batch of graphs on the CPU; needs no model, so that other processes can do it."""
+
+
+def kinds() -> tuple[str, ...]:
+    """Return the kinds of backbone there are, sorted."""
+    return tuple(
+        sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name not in _NOT_KINDS)
+    )
+
+
+def load_backbone_module(kind: str) -> BackboneModule:
+    """Return the module of a kind of backbone.
+
+    Raises:
+        ConfigurationError: there is no such kind.
+    """
+    if kind not in kinds():
+        near = difflib.get_close_matches(kind, kinds(), n=1, cutoff=0.0)
+        raise ConfigurationError(f"unknown kind of backbone {kind!r}; nearest: {', '.join(near)}")
+    module: Any = importlib.import_module(f"{__name__}.{kind}")
+    return module  # type: ignore[no-any-return]
