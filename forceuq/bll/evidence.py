@@ -1,8 +1,7 @@
 """The evidence of the Bayesian linear model, its gradient, and empirical Bayes.
 
-Everything is a function of the sufficient statistics G, C, S and N. Lambda_n = G + Lambda_0 is factorised after
-scaling to a unit diagonal, so that neither the units of a feature nor a precision of any size costs accuracy:
-with d = G_dd + lambda_d and A = Lambda_n / sqrt(d d^T),
+Everything is a function of the sufficient statistics G, C, S and N. Lambda_n = G + Lambda_0 is factorised
+after scaling to a unit diagonal, so that neither a feature's units nor a precision's size costs accuracy: with d = G_dd + lambda_d and A = Lambda_n / sqrt(d d^T),
 
     log|Lambda_n| - log|Lambda_0| = log|A| + sum_d log(1 + G_dd / lambda_d).
 
@@ -94,7 +93,8 @@ def _noise_factor(noise: Matrix, what: str) -> Matrix:
 def _precision_gradient(solution: _Solution, precision: Vector, noise_factor: Matrix) -> Vector:
     targets = len(noise_factor)
     weights = np.einsum("dk,kd->d", solution.mean, cho_solve((noise_factor, True), solution.mean.T))
-    return 0.5 * (precision * weights - targets * solution.gamma)
+    gradient: Vector = 0.5 * (precision * weights - targets * solution.gamma)
+    return gradient
 
 
 def noise_covariance(parameters: Matrix) -> Matrix:
@@ -104,13 +104,15 @@ def noise_covariance(parameters: Matrix) -> Matrix:
         parameters: (K, K); what lies above the diagonal is ignored.
     """
     factor = np.tril(parameters, -1) + np.diag(np.exp(parameters.diagonal()))
-    return factor @ factor.T
+    noise: Matrix = factor @ factor.T
+    return noise
 
 
 def noise_parameters(noise: Matrix) -> Matrix:
     """Return the parameters from which ``noise_covariance`` makes ``noise``."""
     factor = _noise_factor(noise, "Sigma_e")
-    return np.tril(factor, -1) + np.diag(np.log(factor.diagonal()))
+    parameters: Matrix = np.tril(factor, -1) + np.diag(np.log(factor.diagonal()))
+    return parameters
 
 
 def nlml(
@@ -165,9 +167,10 @@ def _profiled(
     lost = solution.scatter.diagonal() <= 100.0 * _EPS * spread
     if lost.any():
         component = int(np.argmax(lost))
+        left = solution.scatter[component, component]
         raise FitError(
-            f"target component {component} is reproduced to rounding (residual {solution.scatter[component, component]:.1e}"
-            f" of {spread[component]:.1e}): there is nothing left for Sigma_e to describe"
+            f"target component {component} is reproduced to rounding ({left:.1e} of {spread[component]:.1e}"
+            f" is left): there is nothing left for Sigma_e to describe"
         )
     noise = solution.scatter / n
     factor = _noise_factor(noise, "the stationary Sigma_e (eq. 10)")
@@ -192,7 +195,8 @@ class EvidenceFit:
         evaluations: of the evidence.
         at_lower: features whose precision lies at ``LOWEST_RATIO`` of their sum of squares.
         at_upper: features whose precision lies at ``HIGHEST_RATIO`` of it.
-        unused: features that are zero in every row; their precision is that of an average feature at the start.
+        unused: features that are zero in every row, whose precision is that of an average feature at the
+            start.
         trace: eq. 7 at every step of the optimiser.
     """
 
@@ -232,9 +236,9 @@ def fit_evidence(statistics: SufficientStatistics) -> EvidenceFit:
     Sigma_e is always at its stationary value (eq. 10). Lambda_0 starts at each feature's mean square, takes a
     few fixed-point steps ``lambda_d = K gamma_d / (B_n Sigma_e^-1 B_n^T)_dd`` (Tipping 2001,
     https://jmlr.org/papers/v1/tipping01a.html) and then L-BFGS-B on log lambda, within the bounds
-    ``LOWEST_RATIO`` and ``HIGHEST_RATIO`` on lambda_d / (Phi^T Phi)_dd. With many rows the evidence is known to
-    about N * 1e-16, and a line search can fail on that before its own tolerance is met: what is required is a
-    small gradient, wherever the optimiser stopped.
+    ``LOWEST_RATIO`` and ``HIGHEST_RATIO`` on lambda_d / (Phi^T Phi)_dd. With many rows the evidence is known
+    to about N * 1e-16, and a line search can fail on that before its own tolerance is met: what is required
+    is a small gradient, wherever the optimiser stopped.
 
     Raises:
         FitError: too few rows, values that are not finite, targets reproduced to rounding, no convergence.
@@ -280,7 +284,7 @@ def fit_evidence(statistics: SufficientStatistics) -> EvidenceFit:
     for _ in range(_RESTARTS):
         if free(ratio, gradient) <= tolerance:
             break
-        result = minimize(
+        result = minimize(  # type: ignore[call-overload]
             lambda x: at(x)[:2],
             ratio,
             jac=True,
@@ -309,3 +313,8 @@ def fit_evidence(statistics: SufficientStatistics) -> EvidenceFit:
         unused=statistics.width - len(used),
         trace=tuple(trace),
     )
+
+
+def effective_parameters(statistics: SufficientStatistics, precision: Vector) -> float:
+    """Return sum_d (1 - lambda_d (Lambda_n^-1)_dd): how many weights a target the data determine, of D."""
+    return float(_solve(statistics, np.log(precision)).gamma.sum())

@@ -81,7 +81,8 @@ class Posterior:
         """
         whitened = self._whiten(phi)
         rows = np.eye(len(phi)) + whitened.T @ whitened
-        return np.einsum("ij,kl->ikjl", rows, self.noise)
+        covariance: NDArray[np.float64] = np.einsum("ij,kl->ikjl", rows, self.noise)
+        return covariance
 
     def _whiten(self, phi: NDArray[Any]) -> NDArray[np.float64]:
         whitened: NDArray[np.float64] = solve_triangular(

@@ -7,6 +7,7 @@ atoms lie together, in order, in one row group.
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -316,6 +317,11 @@ class FeatureReader:
                 offsets = cuts(whole.starts, max_atoms)
                 for start, stop in itertools.pairwise(offsets):
                     yield whole.rows(start, stop)
+
+    def digest(self) -> str:
+        """Return a digest of the content of all caches, from their manifests."""
+        shards = [[shard.part_index, shard.entry["sha256"]] for shard in self._shards]
+        return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
     def verify(self) -> None:
         """Compare every shard's sha256 with the manifest's (``blocks`` checks sizes and page checksums)."""
