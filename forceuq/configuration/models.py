@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from forceuq import backbones, methods
+from forceuq.backbones.small.options import Options as SmallOrbTraining
 from forceuq.calibration_kinds import CALIBRATION_KINDS, CalibrationKind
 from forceuq.data import generators, sources
 from forceuq.data.download import Source
@@ -183,9 +184,6 @@ else:
     Dataset = _by_kind(_DatasetWithGenerator, sources.kinds(), "forceuq.data.sources")
     Backbone = _by_kind(BackboneConfig, backbones.kinds(), "forceuq.backbones")
     Method = _by_kind(MethodConfig, methods.kinds(), "forceuq.methods")
-
-from forceuq.backbones.small_orb import Options as SmallOrbTraining  # noqa: E402
-
 
 class Configuration(Model):
     """A run of the benchmark."""
