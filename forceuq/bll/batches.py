@@ -68,10 +68,7 @@ class _Pool:
     def __init__(self, blocks: Sequence[FeatureBlock], standardisation: Standardisation) -> None:
         # float32 as the model will see it: the mean is taken off in double precision first.
         self.x = np.concatenate(
-            [
-                ((block.features - standardisation.mean) / standardisation.std).astype(np.float32)
-                for block in blocks
-            ]
+            [((block.features - standardisation.mean) / standardisation.std).astype(np.float32) for block in blocks]
         )
         self.y = np.concatenate([block.force - block.zbl for block in blocks])
         counts = np.concatenate([np.diff(block.starts) for block in blocks])

@@ -1,7 +1,8 @@
 """The evidence of the Bayesian linear model, its gradient, and empirical Bayes.
 
 Everything is a function of the sufficient statistics G, C, S and N. Lambda_n = G + Lambda_0 is factorised
-after scaling to a unit diagonal, so that neither a feature's units nor a precision's size costs accuracy: with d = G_dd + lambda_d and A = Lambda_n / sqrt(d d^T),
+after scaling to a unit diagonal, so that neither a feature's units nor a precision's size costs accuracy:
+with d = G_dd + lambda_d and A = Lambda_n / sqrt(d d^T),
 
     log|Lambda_n| - log|Lambda_0| = log|A| + sum_d log(1 + G_dd / lambda_d).
 
@@ -115,9 +116,7 @@ def noise_parameters(noise: Matrix) -> Matrix:
     return parameters
 
 
-def nlml(
-    statistics: SufficientStatistics, log_precision: Vector, parameters: Matrix
-) -> tuple[float, Vector, Matrix]:
+def nlml(statistics: SufficientStatistics, log_precision: Vector, parameters: Matrix) -> tuple[float, Vector, Matrix]:
     """Return the negative log marginal likelihood (eq. 7; eq. 30 with its constant) and its gradient.
 
     Args:
@@ -158,9 +157,7 @@ def profiled_nlml(statistics: SufficientStatistics, log_precision: Vector) -> tu
     return value, gradient, noise
 
 
-def _profiled(
-    statistics: SufficientStatistics, log_precision: Vector
-) -> tuple[float, Vector, Matrix, _Solution]:
+def _profiled(statistics: SufficientStatistics, log_precision: Vector) -> tuple[float, Vector, Matrix, _Solution]:
     solution = _solve(statistics, log_precision)
     n, k = statistics.n, statistics.targets
     spread = statistics.target.diagonal()
@@ -174,11 +171,7 @@ def _profiled(
         )
     noise = solution.scatter / n
     factor = _noise_factor(noise, "the stationary Sigma_e (eq. 10)")
-    value = (
-        0.5 * n * k * (np.log(2.0 * np.pi) + 1.0)
-        + n * np.log(factor.diagonal()).sum()
-        + 0.5 * k * solution.log_det
-    )
+    value = 0.5 * n * k * (np.log(2.0 * np.pi) + 1.0) + n * np.log(factor.diagonal()).sum() + 0.5 * k * solution.log_det
     return float(value), _precision_gradient(solution, np.exp(log_precision), factor), noise, solution
 
 

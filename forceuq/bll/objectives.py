@@ -50,7 +50,7 @@ class _Evidence(torch.autograd.Function):
         lower = torch.tril(noise, -1) + torch.diag(noise.diagonal().exp())
         noise_inverse = torch.cholesky_inverse(lower)
         log_det = 2.0 * factor.diagonal().log().sum() + torch.log1p(gram.diagonal() / precision).sum()
-        value = (
+        value: Tensor = (
             0.5 * n * k * np.log(2.0 * np.pi)
             + n * noise.diagonal().sum()
             + 0.5 * k * log_det
@@ -83,7 +83,8 @@ def batch_nlml(phi: Tensor, y: Tensor, log_precision: Tensor, noise: Tensor) -> 
         log_precision: (D,) float64 log lambda.
         noise: (K, K) float64 parameters of Sigma_e as ``evidence.noise_covariance`` takes them.
     """
-    return _Evidence.apply(phi, y, log_precision, noise)  # type: ignore[no-any-return, no-untyped-call]
+    value: Tensor = _Evidence.apply(phi, y, log_precision, noise)  # type: ignore[no-untyped-call]
+    return value
 
 
 class EvidenceObjective:
@@ -101,7 +102,7 @@ class EvidenceObjective:
         """Return the NLML divided by the number of atoms."""
         try:
             return batch_nlml(phi, y, self.log_precision, self.noise) / len(y)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise FitError(f"Lambda_n of the batch is not positive definite ({error})") from error
 
 

@@ -58,10 +58,7 @@ class Posterior:
     def predict(self, phi: NDArray[Any]) -> NDArray[np.float64]:
         """Return the predictive mean phi^T B_n (eq. 8), (n, K), for features (n, D)."""
         return np.concatenate(
-            [
-                phi[start : start + _ROWS].astype(np.float64) @ self.mean
-                for start in range(0, max(len(phi), 1), _ROWS)
-            ]
+            [phi[start : start + _ROWS].astype(np.float64) @ self.mean for start in range(0, max(len(phi), 1), _ROWS)]
         )
 
     def variance_factor(self, phi: NDArray[Any]) -> NDArray[np.float64]:
@@ -92,10 +89,7 @@ class Posterior:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, the same bytes for the same posterior."""
-        tensors = {
-            name: np.ascontiguousarray(getattr(self, name))
-            for name in ("mean", "factor", "noise", "precision")
-        }
+        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in ("mean", "factor", "noise", "precision")}
         with whole_file(path) as temporary:
             save_file(tensors, temporary, metadata={"forceuq": _SCHEMA})
 

@@ -104,8 +104,7 @@ def accumulate(
     for phi, y in blocks:
         if phi.ndim != 2 or phi.shape[1] != width or y.shape != (len(phi), targets):
             raise FitError(
-                f"after row {n}: features {phi.shape} and targets {y.shape}, expected (n, {width}) and"
-                f" (n, {targets})"
+                f"after row {n}: features {phi.shape} and targets {y.shape}, expected (n, {width}) and (n, {targets})"
             )
         for start in range(0, len(phi), _ROWS):
             features = phi[start : start + _ROWS].astype(np.float64)
@@ -127,7 +126,5 @@ def _name_bad_row(features: NDArray[np.float64], values: NDArray[np.float64], fi
         bad = ~np.isfinite(array)
         if bad.any():
             row, column = np.argwhere(bad)[0]
-            raise FitError(
-                f"{name} {column} of row {first + row} is {array[row, column]}, not a finite number"
-            )
+            raise FitError(f"{name} {column} of row {first + row} is {array[row, column]}, not a finite number")
     raise FitError(f"the squares of rows {first} and after overflow: rescale the features or targets")

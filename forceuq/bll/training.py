@@ -30,7 +30,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,
     "ssp": lambda x: torch.nn.functional.softplus(x) - math.log(2.0),
     "relu": torch.nn.functional.relu,
-    "gelu": torch.nn.functional.gelu,
     "tanh": torch.tanh,
 }
 
@@ -92,22 +91,16 @@ def fresh_head(head: ForceHead, node_dim: int, width: int, seed: int) -> ForceHe
     """
     rng = np.random.default_rng([seed, 0x0F0CE])
     bound, out_bound = 1.0 / math.sqrt(node_dim), 1.0 / math.sqrt(width)
-    weights = [
-        (
-            rng.uniform(-bound, bound, (width, node_dim)).astype(np.float32),
-            rng.uniform(-bound, bound, width).astype(np.float32),
-        )
-    ]
+    weight = rng.uniform(-bound, bound, (width, node_dim)).astype(np.float32)
+    bias = rng.uniform(-bound, bound, width).astype(np.float32)
     out = rng.uniform(-out_bound, out_bound, (3, width)).astype(np.float32)
-    return replace(head, weights=weights, out_weight=out, out_bias=np.zeros(3, dtype=np.float32))
+    return replace(head, weights=((weight, bias),), out_weight=out, out_bias=np.zeros(3, dtype=np.float32))
 
 
 class _Projection:
     """The hidden layers, acting on standardised node features."""
 
-    def __init__(
-        self, head: ForceHead, standardisation: Standardisation, fold: bool, device: str
-    ) -> None:
+    def __init__(self, head: ForceHead, standardisation: Standardisation, fold: bool, device: str) -> None:
         if head.activation not in _ACTIVATIONS:
             raise FitError(f"the head's activation {head.activation!r} is not one of {sorted(_ACTIVATIONS)}")
         self._head = head
@@ -146,15 +139,13 @@ class _Projection:
                 w = w / self._standardisation.std
                 b = b - w @ self._standardisation.mean
             weights.append((w.astype(np.float32), b.astype(np.float32)))
-        return replace(self._head, weights=weights)
+        return replace(self._head, weights=tuple(weights))
 
 
 class _Run:
     """A training's state: everything that a checkpoint holds."""
 
-    def __init__(
-        self, projection: _Projection, objective: Objective, settings: TrainingSettings, key: str
-    ) -> None:
+    def __init__(self, projection: _Projection, objective: Objective, settings: TrainingSettings, key: str) -> None:
         self.projection = projection
         self.objective = objective
         self.settings = settings
@@ -233,7 +224,7 @@ def _key(settings: TrainingSettings, seed: int, head: ForceHead, readers: Sequen
     return digest.hexdigest()
 
 
-def train_projection(
+def train_projection(  # noqa: PLR0917
     train: FeatureReader,
     validation: FeatureReader,
     head: ForceHead,
@@ -267,8 +258,7 @@ def train_projection(
     expected = np.shape(head.weights[0][0])[1]
     if not width == validation.metadata.width == expected:
         raise DataError(
-            f"node features have {width} (validation: {validation.metadata.width}) numbers, the head takes"
-            f" {expected}",
+            f"node features have {width} (validation: {validation.metadata.width}) numbers, the head takes {expected}",
             file=train.directories[0],
         )
     standardisation = Standardisation.of(train)

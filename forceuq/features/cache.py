@@ -51,9 +51,7 @@ class FeatureWriter:
         atoms_per_shard: a shard is closed at the last structure boundary before this many atoms.
     """
 
-    def __init__(
-        self, directory: str | Path, metadata: FeatureMetadata, atoms_per_shard: int = 200_000
-    ) -> None:
+    def __init__(self, directory: str | Path, metadata: FeatureMetadata, atoms_per_shard: int = 200_000) -> None:
         self._directory = Path(directory)
         self._metadata = metadata
         self._atoms_per_shard = atoms_per_shard
@@ -119,9 +117,7 @@ class FeatureWriter:
             # Cut by structure, not by call, so that the files do not depend on the batches they came in.
             if self._pending_atoms and self._pending_atoms + stop - start > ROW_GROUP_ATOMS:
                 self._flush()
-            if self._shard_atoms and (
-                self._shard_atoms + self._pending_atoms + stop - start > self._atoms_per_shard
-            ):
+            if self._shard_atoms and (self._shard_atoms + self._pending_atoms + stop - start > self._atoms_per_shard):
                 self._flush()
                 self._close_shard()
             self._pending.append(block.rows(int(start), int(stop)))
@@ -185,14 +181,10 @@ class FeatureWriter:
         n, width = columns["features"].shape
         arrays = [pa.array(columns[name]) for name in ("structure", "atom", "number")]
         arrays += [
-            pa.FixedSizeListArray.from_arrays(
-                pa.array(columns[name].ravel()), type=self._schema.field(name).type
-            )
+            pa.FixedSizeListArray.from_arrays(pa.array(columns[name].ravel()), type=self._schema.field(name).type)
             for name in ("force", "zbl")
         ]
-        arrays.append(
-            pa.Array.from_buffers(pa.binary(4 * width), n, [None, pa.py_buffer(columns["features"].data)])
-        )
+        arrays.append(pa.Array.from_buffers(pa.binary(4 * width), n, [None, pa.py_buffer(columns["features"].data)]))
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=n)
         self._shard_atoms += n
         self._shard_structures += len(self._pending)
@@ -278,9 +270,7 @@ class FeatureReader:
         common = replace(parts[0], dataset="", part="")
         for directory, part in zip(self.directories, parts, strict=True):
             if replace(part, dataset="", part="") != common:
-                raise DataError(
-                    f"made as {part}, the first cache as {parts[0]}: they do not mix", file=directory
-                )
+                raise DataError(f"made as {part}, the first cache as {parts[0]}: they do not mix", file=directory)
         self.metadata = parts[0] if len(parts) == 1 else common
         self.part_names = tuple(part.part for part in parts)
 
@@ -289,9 +279,7 @@ class FeatureReader:
         """The number of row groups, the unit in which the cache can be read out of order."""
         return len(self._groups)
 
-    def blocks(
-        self, max_atoms: int = ROW_GROUP_ATOMS, order: Sequence[int] | None = None
-    ) -> Iterator[FeatureBlock]:
+    def blocks(self, max_atoms: int = ROW_GROUP_ATOMS, order: Sequence[int] | None = None) -> Iterator[FeatureBlock]:
         """Yield every atom once, in blocks of whole structures of at most ``max_atoms`` (or one structure).
 
         Args:
@@ -335,9 +323,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise DataError(
-            f"truncated or altered ({error}): remove the cache and make it again", file=path
-        ) from error
+        raise DataError(f"truncated or altered ({error}): remove the cache and make it again", file=path) from error
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
@@ -379,10 +365,7 @@ def _open_shard(shard: _Shard, metadata: FeatureMetadata) -> pq.ParquetFile:
 def _block(table: pa.Table, part_index: int) -> FeatureBlock:
     column = {name: table.column(name).combine_chunks() for name in table.column_names}
     # combine_chunks copies only where a row group came in several chunks.
-    values = {
-        name: array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
-        for name, array in column.items()
-    }
+    values = {name: array.chunk(0) if isinstance(array, pa.ChunkedArray) else array for name, array in column.items()}
     n, raw = table.num_rows, values["features"]
     width = raw.type.byte_width // 4
     features = np.frombuffer(raw.buffers()[1], dtype="<f4", count=n * width, offset=4 * width * raw.offset)

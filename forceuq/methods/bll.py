@@ -51,9 +51,7 @@ class Options(BaseModel):
     )
     learning_rate: float = Field(default=1e-3, gt=0.0, description="Adam's learning rate.")
     batch_structures: int = Field(default=64, ge=1, description="Structures in a batch, at most.")
-    patience: int = Field(
-        default=10, ge=1, description="Epochs without a lower validation loss before training stops."
-    )
+    patience: int = Field(default=10, ge=1, description="Epochs without a lower validation loss before training stops.")
     max_epochs: int = Field(default=1000, ge=1, description="Epochs of training, at most.")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where the projection is trained.")
 
@@ -276,7 +274,7 @@ def _reuse(directory: Path, options: Options) -> "tuple[ForceHead, _Learned | No
     return ForceHead.load(directory / "projection.safetensors"), _load_learned(directory)
 
 
-def _train(
+def _train(  # noqa: PLR0917
     train: "FeatureReader",
     validation: "FeatureReader",
     head: "ForceHead",

@@ -37,10 +37,7 @@ def dense(phi, y, log_precision, parameters):
     alpha = inverse @ vector
     weight = 0.5 * (inverse - np.outer(alpha, alpha))
     by_precision = np.array(
-        [
-            np.sum(weight * np.kron(noise, -np.outer(phi[:, i], phi[:, i]) / precision[i]))
-            for i in range(len(precision))
-        ]
+        [np.sum(weight * np.kron(noise, -np.outer(phi[:, i], phi[:, i]) / precision[i])) for i in range(len(precision))]
     )
     by_parameters = np.zeros((k, k))
     factor = np.tril(parameters, -1) + np.diag(np.exp(np.diag(parameters)))
@@ -71,7 +68,9 @@ def difference(function, x, h=1e-2):
     for index in np.ndindex(x.shape):
         step = np.zeros_like(x)
         step[index] = h
-        gradient[index] = sum(c * (function(x + i * step) - function(x - i * step)) for i, c in coefficients.items()) / h
+        gradient[index] = (
+            sum(c * (function(x + i * step) - function(x - i * step)) for i, c in coefficients.items()) / h
+        )
     return gradient
 
 
@@ -141,7 +140,16 @@ def test_fit_is_at_least_as_good_as_sklearns_ard():
     phi = rng.normal(size=(200, 15))
     y = phi[:, :4] @ np.array([[1.0], [-2.0], [0.5], [0.1]]) + 0.3 * rng.normal(size=(200, 1))
     statistics = accumulate([(phi, y)], 15, 1)
-    model = ARDRegression(fit_intercept=False, alpha_1=0, alpha_2=0, lambda_1=0, lambda_2=0, threshold_lambda=1e12, max_iter=3000, tol=1e-10).fit(phi, y[:, 0])
+    model = ARDRegression(
+        fit_intercept=False,
+        alpha_1=0,
+        alpha_2=0,
+        lambda_1=0,
+        lambda_2=0,
+        threshold_lambda=1e12,
+        max_iter=3000,
+        tol=1e-10,
+    ).fit(phi, y[:, 0])
     ratio = np.clip(model.lambda_ / model.alpha_, 1e-9, 1e10)
     known, _, _ = nlml(statistics, np.log(ratio), noise_parameters(np.array([[1 / model.alpha_]])))
     found = fit_evidence(statistics)
@@ -260,9 +268,10 @@ def test_hostile_features_do_not_break_the_fit():
     assert found.unused == 1
     assert found.nlml <= reference.nlml + 1.0
     np.testing.assert_allclose(np.diag(found.noise), 0.01, rtol=0.1)
-    ratio = found.precision[found.precision != found.precision[2]] / statistics.gram.diagonal()[
-        found.precision != found.precision[2]
-    ]
+    ratio = (
+        found.precision[found.precision != found.precision[2]]
+        / statistics.gram.diagonal()[found.precision != found.precision[2]]
+    )
     assert np.all((ratio >= LOWEST_RATIO * 0.999) & (ratio <= HIGHEST_RATIO * 1.001))
     posterior = Posterior.from_statistics(statistics, found.precision, found.noise)
     other = Posterior.from_statistics(

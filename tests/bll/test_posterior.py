@@ -61,9 +61,7 @@ def test_proposition_3_1(problem, w):
     """Tempering likelihood and prior by w: the same mean, u / w."""
     _, _, statistics = problem(40, 6)
     precision = np.exp(np.random.default_rng(1).normal(size=6))
-    tempered = SufficientStatistics(
-        w * statistics.gram, w * statistics.cross, w * statistics.target, statistics.n
-    )
+    tempered = SufficientStatistics(w * statistics.gram, w * statistics.cross, w * statistics.target, statistics.n)
     one = Posterior.from_statistics(statistics, precision, NOISE)
     other = Posterior.from_statistics(tempered, w * precision, NOISE)
     new = np.random.default_rng(2).normal(size=(30, 6))

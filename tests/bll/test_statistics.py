@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,7 +37,7 @@ def test_shards_in_any_number_and_order(cuts, random):
     phi, y = data()
     whole = accumulate([(phi, y)], 7)
     bounds = sorted({0, 3000, *cuts})
-    shards = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    shards = [slice(a, b) for a, b in pairwise(bounds)]
     random.shuffle(shards)
     close(whole, accumulate(((phi[s], y[s]) for s in shards), 7))
     merged = SufficientStatistics.empty(7)
