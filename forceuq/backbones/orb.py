@@ -147,7 +147,7 @@ class OrbBackbone:
             raise DataError(f"the force head has the activations {sorted(activations)}; one is needed")
         known = {"silu": "silu", "shiftedsoftplus": "ssp", "relu": "relu", "tanh": "tanh"}
         (activation,) = activations
-        arrays = [(np.array(x.weight.cpu()), np.array(x.bias.cpu())) for x in linear]
+        arrays = [(x.weight.detach().cpu().numpy(), x.bias.detach().cpu().numpy()) for x in linear]
         return ForceHead(
             weights=tuple(arrays[:-1]),
             activation=known.get(activation, activation),
