@@ -20,22 +20,19 @@ def logged(path: str | Path) -> Iterator[logging.Logger]:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("forceuq")
     logger.setLevel(logging.INFO)
-    handlers: list[logging.Handler] = [logging.FileHandler(path, mode="a", encoding="utf-8"), logging.StreamHandler(sys.stderr)]
+    file = logging.FileHandler(path, mode="a", encoding="utf-8")
+    handlers: list[logging.Handler] = [file, logging.StreamHandler(sys.stderr)]
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)
     try:
         yield logger
     except ForceUQError as error:
-        handlers[0].handle(
-            logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None)
-        )
+        file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
         logger.error("%s", error)
         raise SystemExit(1) from None
     except BaseException:
-        handlers[0].handle(
-            logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None)
-        )
+        file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
         raise
     finally:
         for handler in handlers:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -7,6 +8,7 @@ import pytest
 from scipy.optimize import minimize, minimize_scalar
 from scipy.stats import multivariate_normal
 
+from forceuq import calibration
 from forceuq.calibration import (
     ValidationLikelihood,
     fit_calibration,
@@ -15,7 +17,7 @@ from forceuq.calibration import (
     read_calibrations,
 )
 from forceuq.errors import DataError, FitError
-from forceuq.predictions import unpack_symmetric, write_predictions
+from forceuq.predictions import read_predictions, unpack_symmetric, write_predictions
 from forceuq.whitening import whiten
 
 
@@ -63,7 +65,9 @@ def test_covariances_that_are_none_name_the_atom(block):
         whiten(x)
 
 
-def test_likelihood_of_mixed_blocks_and_its_derivatives(likelihood, block):
+def test_likelihood_of_mixed_blocks_and_its_derivatives(likelihood, block, monkeypatch):
+    # Small enough blocks that some have a spread that is a multiple of their floor, and some have not.
+    monkeypatch.setattr(calibration, "read_predictions", partial(read_predictions, max_atoms=10))
     blocks = [block(30), block(20, 1, kind="ensemble"), block(10, 2, kind="zero")]
     total = likelihood(*blocks)
     assert total.nll(0.5, 300.0) == pytest.approx(dense_nll(blocks, 0.5, 300.0), rel=1e-10)
@@ -151,13 +155,22 @@ def test_useless_spread_and_useless_floor_are_said_to_be_at_the_bound(likelihood
     # The larger the spread, the smaller the error: the best b is none.
     target = x.mean.copy()
     target[order] += error
-    fitted = fit_calibration(likelihood(dataclasses.replace(x, target=target)), "decoupled", {})
+    total = likelihood(dataclasses.replace(x, target=target))
+    fitted = fit_calibration(total, "decoupled", {})
     assert fitted.at_bound == ("b",)
+    assert fitted.a == total.best_scale(0.0)
     assert fitted.nll_after <= fitted.nll_before
+    # A spread that says nothing either way: the optimum is at the bound, not wherever the search gave up.
+    total = likelihood(block(300, 4, b=0.0))
+    fitted = fit_calibration(total, "decoupled", {})
+    assert (fitted.at_bound, fitted.a) == (("b",), total.best_scale(0.0))
     x = block(4000, a=0.0, b=100.0, scale=1.0)
     fitted = fit_calibration(likelihood(x), "decoupled", {})
     assert fitted.at_bound == ("a",)
-    assert fitted.b == pytest.approx(100.0, rel=0.05)
+    u = x.spread[:, 0] / x.floor[:, 0]
+    relative = np.einsum("ni,nij,nj->n", x.target - x.mean, np.linalg.inv(unpack_symmetric(x.floor)), x.target - x.mean)
+    # Without a floor the best b has a closed form.
+    assert fitted.b == pytest.approx(np.mean(relative / u) / 3, rel=1e-6)
 
 
 def test_file_round_trip_and_refusals(tmp_path, block, metadata):

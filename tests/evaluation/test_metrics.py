@@ -193,6 +193,11 @@ def test_sparsification_curve_at_its_fractions(block):
     for fraction, left in ((0.0, 2.5), (0.25, 2.0), (0.5, 1.5), (0.75, 1.0)):
         assert result.oracle[at[fraction]] == pytest.approx(left / 2.5)
 
+    # 0.29 * 100 is 28.999... in binary; 29 atoms are taken out all the same.
+    error = np.arange(1.0, 101.0)
+    (result,) = evaluate([isotropic(block, error, error)], [(1.0, 1.0)])
+    assert result.oracle[29] == pytest.approx(np.mean(error[:71]) / np.mean(error))
+
 
 @settings(max_examples=40, deadline=None)
 @given(

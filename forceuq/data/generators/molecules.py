@@ -1,7 +1,8 @@
 """Molecular dynamics of small molecules on the GFN2-xTB potential-energy surface.
 
 GFN2-xTB: C. Bannwarth, S. Ehlert, S. Grimme, J. Chem. Theory Comput. 15, 1652 (2019),
-doi:10.1021/acs.jctc.8b01176, as implemented by tblite. Starting geometries: RDKit's ETKDG, doi:10.1021/acs.jcim.5b00654.
+doi:10.1021/acs.jctc.8b01176, as implemented by tblite. Starting geometries: RDKit's ETKDG,
+doi:10.1021/acs.jcim.5b00654.
 
 The frames sample the canonical ensemble at a temperature. The Boltzmann distribution of *positions* does not
 depend on the masses, so every atom is given the same mass: without the fast hydrogen vibrations the time
