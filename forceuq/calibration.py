@@ -272,9 +272,7 @@ def fit_calibration(
     if kind == "decoupled" and not identified:
         logger.warning("%s: the spread is zero everywhere; b is not identified and stays 1", dict(fitted_on))
     if at_bound:
-        logger.warning(
-            "%s: the validation NLL falls as %s goes to 0", dict(fitted_on), " and ".join(at_bound)
-        )
+        logger.warning("%s: the validation NLL falls as %s goes to 0", dict(fitted_on), " and ".join(at_bound))
     return Calibration(
         kind=kind,
         a=a,

@@ -85,9 +85,7 @@ def recalibration_figure(
         _draw(data, output, datasets, (before, after), title)
 
 
-def _draw(
-    data: pd.DataFrame, output: Path, datasets: Mapping[str, str], kinds: tuple[str, str], title: str
-) -> None:
+def _draw(data: pd.DataFrame, output: Path, datasets: Mapping[str, str], kinds: tuple[str, str], title: str) -> None:
     shown = [name for name in datasets if name in set(data["dataset"])]
     widths = [max(2, data[data["dataset"] == name]["split"].nunique()) for name in shown]
     figure = new_figure(min(PAGE_WIDTH, 0.75 + 0.85 * sum(widths)), 3.6)
@@ -105,9 +103,7 @@ def _draw(
         Line2D([], [], linestyle="", marker="o", mfc="white", mec=COLORS[1], color=COLORS[1]),
         Line2D([], [], linestyle="", marker="s", color=COLORS[0]),
     ]
-    figure.legend(
-        handles, [CALIBRATION_LABELS.get(kind, kind) for kind in kinds], loc="outside lower center", ncols=2
-    )
+    figure.legend(handles, [CALIBRATION_LABELS.get(kind, kind) for kind in kinds], loc="outside lower center", ncols=2)
     save(figure, output, data)
 
 
@@ -132,9 +128,7 @@ def _panel(axes: Axes, data: pd.DataFrame, metric: str) -> None:
         color=COLORS[1],
         **style,
     )
-    axes.errorbar(
-        x + shift, values[:, 1], yerr=data["after_std"].fillna(0.0), fmt="s", color=COLORS[0], **style
-    )
+    axes.errorbar(x + shift, values[:, 1], yerr=data["after_std"].fillna(0.0), fmt="s", color=COLORS[0], **style)
     tops = np.nanmax(
         [
             data["before"] + data["before_std"].fillna(0.0),

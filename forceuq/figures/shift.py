@@ -96,9 +96,7 @@ def _panel(axes: Axes, data: pd.DataFrame, metric: str, methods: Mapping[str, st
         mean, std = own["mean"].to_numpy(), own["std"].to_numpy()
         axes.plot(x, mean, label=label, mec="white", mew=0.4, **style)
         band = np.isfinite(mean) & np.isfinite(std)
-        axes.fill_between(
-            x, mean - std, mean + std, where=band.tolist(), color=style["color"], alpha=0.15, linewidth=0
-        )
+        axes.fill_between(x, mean - std, mean + std, where=band.tolist(), color=style["color"], alpha=0.15, linewidth=0)
     axes.set_xlim(-0.3, len(labels) - 0.7)
     split_ticks(axes, labels, characters=20)
     if metric in ("mae", "ece"):

@@ -43,8 +43,7 @@ def surface_figure(surface: Path, calibrations: Path, output: Path, title: str =
         for key in ("dataset", "task", "method", "seed"):
             if mark.fitted_on.get(key) != metadata.get(key):
                 raise DataError(
-                    f"was fitted on {key} '{mark.fitted_on.get(key)}'; the surface is of "
-                    f"'{metadata.get(key)}'",
+                    f"was fitted on {key} '{mark.fitted_on.get(key)}'; the surface is of '{metadata.get(key)}'",
                     file=calibrations,
                 )
     points = pd.DataFrame(
@@ -104,7 +103,5 @@ def _draw(data: pd.DataFrame, output: Path, title: str) -> None:
     axes.set_ylabel(r"$\log_{10}\,b$ (spread)")
     if title or outside:
         axes.set_title("\n".join([*([title] if title else []), *outside]))
-    figure.legend(
-        loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.0, borderaxespad=0.1
-    )
+    figure.legend(loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.0, borderaxespad=0.1)
     save(figure, output, data)
