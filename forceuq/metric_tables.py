@@ -64,9 +64,7 @@ def curves_frame(frame: pd.DataFrame) -> pd.DataFrame:
 def write_frame(frame: pd.DataFrame, path: Path, kind: Kind) -> None:
     """Write a metrics or curves table; the same table gives the same bytes."""
     columns = [
-        pa.array(
-            [None if pd.isna(x) else str(x) if pa.types.is_string(t) else x for x in frame[name]], type=t
-        )
+        pa.array([None if pd.isna(x) else str(x) if pa.types.is_string(t) else x for x in frame[name]], type=t)
         for name, t in _SCHEMAS[kind]
     ]
     schema = pa.schema(_SCHEMAS[kind], metadata=schema_metadata(kind, VERSION))

@@ -181,9 +181,7 @@ class _Ranking:
         if self._constant:
             return None, "undefined: every atom has the same error"
         ranks = rankdata(trace) - (len(trace) + 1) / 2.0
-        correlation = float((ranks * self._ranks).sum()) / (
-            self._norm * float(np.sqrt(np.square(ranks).sum()))
-        )
+        correlation = float((ranks * self._ranks).sum()) / (self._norm * float(np.sqrt(np.square(ranks).sum())))
         return min(1.0, max(-1.0, correlation)), None
 
     def sparsification(
@@ -239,9 +237,7 @@ def evaluate_predictions(
         if key not in labels and key not in metadata:
             raise DataError(f"neither the labels nor the file's metadata give '{key}'", file=predictions)
         if key in labels and key in metadata and str(labels[key]) != str(metadata[key]):
-            raise DataError(
-                f"holds {key} '{metadata[key]}' but is evaluated as '{labels[key]}'", file=predictions
-            )
+            raise DataError(f"holds {key} '{metadata[key]}' but is evaluated as '{labels[key]}'", file=predictions)
         complete[key] = labels.get(key, metadata.get(key))
     fitted = read_calibrations(calibrations)
     _same_fit(fitted, metadata, calibrations)

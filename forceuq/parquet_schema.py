@@ -34,9 +34,7 @@ def open_parquet(path: str | Path, schema: str, version: int) -> tuple[pq.Parque
     except FileNotFoundError:
         raise DataError("there is no such file; run the step that writes it", file=path) from None
     except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"not a whole Parquet file ({error}); delete it and make it again", file=path
-        ) from error
+        raise DataError(f"not a whole Parquet file ({error}); delete it and make it again", file=path) from error
     metadata = parquet.schema_arrow.metadata or {}
     if METADATA_KEY not in metadata:
         raise DataError(f"not written by forceuq; a file of schema '{schema}' is needed here", file=path)

@@ -100,9 +100,7 @@ def _check(block: PredictionBlock, first_row: int, path: Path) -> None:
                 )
 
 
-def write_predictions(
-    path: str | Path, blocks: Iterable[PredictionBlock], metadata: Mapping[str, Any]
-) -> int:
+def write_predictions(path: str | Path, blocks: Iterable[PredictionBlock], metadata: Mapping[str, Any]) -> int:
     """Write one split's predictions as Parquet, a row an atom, and return the number of atoms.
 
     Row groups hold a fixed number of atoms whatever the size of the blocks, so the file's bytes do not

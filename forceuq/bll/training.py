@@ -224,7 +224,7 @@ def _key(settings: TrainingSettings, seed: int, head: ForceHead, readers: Sequen
     return digest.hexdigest()
 
 
-def train_projection(  # noqa: PLR0917
+def train_projection(
     train: FeatureReader,
     validation: FeatureReader,
     head: ForceHead,

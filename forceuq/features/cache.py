@@ -76,7 +76,7 @@ class FeatureWriter:
             stale.unlink()
         return self
 
-    def add(  # noqa: PLR0917
+    def add(
         self,
         structure_rows: NDArray[Any],
         atoms: NDArray[Any],

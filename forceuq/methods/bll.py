@@ -274,7 +274,7 @@ def _reuse(directory: Path, options: Options) -> "tuple[ForceHead, _Learned | No
     return ForceHead.load(directory / "projection.safetensors"), _load_learned(directory)
 
 
-def _train(  # noqa: PLR0917
+def _train(
     train: "FeatureReader",
     validation: "FeatureReader",
     head: "ForceHead",

@@ -14,7 +14,7 @@ class Options(BaseModel):
     epochs: int = Field(default=40, ge=1, description="Passes over the training frames.")
     batch_structures: int = Field(default=32, ge=1, description="Frames in a batch.")
     learning_rate: float = Field(default=2e-3, gt=0, description="Adam's learning rate at its highest.")
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of the steps that it rises; then a cosine falls.")
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of the steps while it rises; then it falls.")
     weight_decay: float = Field(default=1e-4, ge=0, description="Decoupled weight decay.")
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
     average: float = Field(default=0.998, gt=0, lt=1, description="Decay of the moving average of the weights.")

@@ -151,6 +151,7 @@ def sample_molecule(
     Raises:
         DataError: unreadable SMILES, no conformer, GFN2-xTB did not converge, or the molecule fell apart.
     """
+    import tblite.interface  # noqa: F401  # before the limit, which binds only libraries that are loaded
     from threadpoolctl import threadpool_limits
 
     numbers, positions, bonds = embed_molecule(name, smiles, derived_seed(seed, name, "conformer"))
