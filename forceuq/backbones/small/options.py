@@ -19,3 +19,6 @@ class Options(BaseModel):
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
     average: float = Field(default=0.998, gt=0, lt=1, description="Decay of the moving average of the weights.")
     seed: int = Field(default=0, ge=0, description="Of the first weights, the order and the rotations.")
+    threads: int = Field(
+        default=2, ge=1, description="Of PyTorch. Part of the result: sums are split among them, so bits differ."
+    )

@@ -114,6 +114,7 @@ def train_small_orb(frames: Path, weights: Path, record: Path, options: Options,
     from safetensors.torch import save_file
     from tqdm import trange
 
+    torch.set_num_threads(options.threads)
     settings = orb.Options(architecture="forceuq-small")
     _, collate = orb._graph_builder(settings)
     train = _frames(frames, "train", settings)

@@ -1,0 +1,77 @@
+"""A configuration that cannot be run says which key, which value and what was probably meant."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from forceuq.configuration import load_configuration
+from forceuq.configuration.schema import commented_defaults, json_schema
+from forceuq.errors import ConfigurationError
+
+ROOT = Path(__file__).parents[2]
+DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+
+
+def changed(path: str, value):
+    """Return the demo's configuration with one key set."""
+    config = copy.deepcopy(DEMO)
+    *above, last = path.split(".")
+    here = config
+    for step in above:
+        here = here[step]
+    here[last] = value
+    return config
+
+
+@pytest.mark.parametrize("name", ["demo", "rmd17", "mptrj", "backbone-small"])
+def test_shipped_configurations_are_valid(name):
+    assert load_configuration(yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())).run == name
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("sedes", [1], r"sedes: unknown key; did you mean 'seeds'"),
+        ("methods.bll-mse.kind", "bl", r"methods\.bll-mse\.kind: unknown kind 'bl'; did you mean 'bll'|bll"),
+        ("methods.bll-mse.options.projektion", "mse", r"bll-mse\.options\.projektion: unknown key; .*projection"),
+        ("methods.bll-mse.options.projection", "msee", r"methods\.bll-mse\.options\.projection: 'msee' .*'mse'"),
+        ("methods.bll-mse.options.learning_rate", -1, r"methods\.bll-mse\.options\.learning_rate: .*-1"),
+        ("methods.bll-mse.starts_from", "bll-nlm", r"starts_from: there is no 'bll-nlm'; did you mean 'bll-nlml'"),
+        ("methods.bll-nlml.starts_from", "bll-nlml-evidence", r"is a circle"),
+        ("calibrations", ["decoupld"], r"calibrations\[0\]: 'decoupld' .*'decoupled'"),
+        ("seeds", [1, 1], r"seeds: .*twice"),
+        ("figures.surface.method", "swag", r"figures\.surface\.method: there is no 'swag'"),
+        ("datasets.molecules.kind", "rmd71", r"datasets\.molecules\.kind: unknown kind 'rmd71'; .*'rmd17'"),
+        ("datasets.molecules.generate", None, r"exactly one of 'download' and 'generate'; neither"),
+        ("datasets.molecules.options.training_molecules", ["acetaldehide"], r"acetaldehyde"),
+        ("datasets.alloys.options", {"fractions": [0.8, 0.3, 0.1]}, r"datasets\.alloys\.options"),
+        ("backbone.options.architecture", "orb-v4", r"backbone\.options\.architecture: 'orb-v4'"),
+        ("run", "a b", r"run: .*'a b'"),
+        ("methods", {}, r"'methods' is missing"),
+    ],
+)
+def test_faults_are_named(path, value, message):
+    with pytest.raises(ConfigurationError, match=message):
+        load_configuration(changed(path, value))
+
+
+def test_null_takes_an_entry_away():
+    assert set(load_configuration(changed("datasets.alloys", None)).datasets) == {"molecules"}
+
+
+def test_identity_follows_content_not_tasks():
+    before = load_configuration(DEMO).datasets["molecules"]
+    task = load_configuration(changed("datasets.molecules.options.training_molecules", ["furan"])).datasets["molecules"]
+    content = load_configuration(changed("datasets.molecules.options.validation_fraction", 0.2)).datasets["molecules"]
+    label = load_configuration(changed("datasets.molecules.label", "Other")).datasets["molecules"]
+    assert before.identity == task.identity == label.identity
+    assert before.identity != content.identity
+
+
+def test_schema_files_are_up_to_date():
+    hint = "run `make schema`"
+    assert (ROOT / "config/schema/forceuq.schema.json").read_text() == json_schema(), hint
+    assert (ROOT / "config/schema/defaults.yaml").read_text() == commented_defaults(), hint
+    yaml.safe_load(commented_defaults())
