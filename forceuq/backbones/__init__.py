@@ -56,9 +56,7 @@ class BackboneModule(Protocol):
 
 def kinds() -> tuple[str, ...]:
     """Return the kinds of backbone there are, sorted."""
-    return tuple(
-        sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name not in _NOT_KINDS)
-    )
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name not in _NOT_KINDS))
 
 
 def load_backbone_module(kind: str) -> BackboneModule:

@@ -125,9 +125,7 @@ def train_small_orb(frames: Path, weights: Path, record: Path, options: Options,
     head.normalizer.online = False
     head.normalizer.bn.running_mean.zero_()
     head.normalizer.bn.running_var.fill_(float(torch.cat([f.target for f in train]).double().square().mean()))
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
-    )
+    optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
     average = {name: value.clone() for name, value in model.state_dict().items()}
     identity = {"options": options.model_dump(mode="json"), "frames_sha256": file_digest(frames)}
     curve: list[dict[str, Any]] = []

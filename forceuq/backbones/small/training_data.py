@@ -71,9 +71,7 @@ def generate_training_frames(output: Path, options: FrameOptions, *, workers: in
 def _tasks(options: FrameOptions) -> list[_Task]:
     molecules = {"train": training_set.training_molecules(), "validation": training_set.validation_molecules()}
     tasks = [
-        _Task(part, smiles, options)
-        for part, listed in molecules.items()
-        for smiles in listed[: options.max_molecules]
+        _Task(part, smiles, options) for part, listed in molecules.items() for smiles in listed[: options.max_molecules]
     ]
     size = options.alloys_per_pair
     train = alloy_systems(
@@ -116,9 +114,7 @@ def _frames(task: _Task) -> Iterator[Structure]:
             )
     else:
         group = f"{task.part}/alloy/{task.system.name}"
-        trajectory = sample_alloy(
-            task.system, options.frames_per_alloy, options.seed, steps=options.relaxation_steps
-        )
+        trajectory = sample_alloy(task.system, options.frames_per_alloy, options.seed, steps=options.relaxation_steps)
         for index, frame in enumerate(trajectory.frames):
             yield structure(
                 f"{group}/{index:04d}",
