@@ -203,11 +203,11 @@ def _verify(source: Source, partial: Path) -> str:
     found: dict[str, Any] = {"size": partial.stat().st_size, "sha256": file_digest(partial)}
     if source.md5 is not None:
         found["md5"] = file_digest(partial, "md5")
-    for name in found:
+    for name, value in found.items():
         wanted = getattr(source, name)
-        if wanted is not None and found[name] != wanted:
+        if wanted is not None and value != wanted:
             _forget(partial, Path(f"{partial}.json"))
-            raise _Failure(f"{name} is {found[name]}, not the published {wanted}", again=False)
+            raise _Failure(f"{name} is {value}, not the published {wanted}", again=False)
     return str(found["sha256"])
 
 
