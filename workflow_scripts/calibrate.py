@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from forceuq.calibration import fit_calibrations
 from forceuq.logs import logged
 

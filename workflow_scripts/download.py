@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from forceuq.data.download import Source, download
 from forceuq.logs import logged
 

@@ -2,17 +2,13 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from forceuq.features.extract import export_head
 from forceuq.logs import logged
 
 
 def main(job) -> None:
     with logged(job.log[0]):
-        export_head(
-            Path(job.input.weights), job.params.kind, job.params.options, Path(job.output.head)
-        )
+        export_head(Path(job.input.weights), job.params.kind, job.params.options, Path(job.output.head))
 
 
 if __name__ == "__main__":

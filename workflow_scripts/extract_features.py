@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from forceuq.features.extract import extract_features
 from forceuq.logs import logged
 

@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from forceuq.logs import logged
 from forceuq.methods import TrainingData, load_method
 

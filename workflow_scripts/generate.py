@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from forceuq.data.generators import load_generator
 from forceuq.logs import logged
 

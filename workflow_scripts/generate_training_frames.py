@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from forceuq.backbones.small.options import Options
 from forceuq.backbones.small.training_data import generate_training_frames
 from forceuq.logs import logged
@@ -11,9 +9,7 @@ from forceuq.logs import logged
 
 def main(job) -> None:
     with logged(job.log[0]):
-        generate_training_frames(
-            Path(job.output.frames), Options(**job.params.options).frames, workers=job.threads
-        )
+        generate_training_frames(Path(job.output.frames), Options(**job.params.options).frames, workers=job.threads)
 
 
 if __name__ == "__main__":

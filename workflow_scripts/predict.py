@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from forceuq.logs import logged
 from forceuq.methods import load_method
 from forceuq.predictions import write_predictions

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from forceuq.figures.recalibration import recalibration_figure
 from forceuq.logs import logged
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from forceuq.data.sources import load_source
 from forceuq.logs import logged
 
@@ -11,9 +9,7 @@ from forceuq.logs import logged
 def main(job) -> None:
     source = load_source(job.params.kind)
     with logged(job.log[0]):
-        source.split(
-            Path(job.input.structures), Path(job.output.splits), source.Options(**job.params.options)
-        )
+        source.split(Path(job.input.structures), Path(job.output.splits), source.Options(**job.params.options))
 
 
 if __name__ == "__main__":

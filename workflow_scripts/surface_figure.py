@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from snakemake.script import snakemake
 
 from forceuq.calibration import nll_surface
 from forceuq.figures.surface import surface_figure
@@ -20,9 +19,7 @@ def main(job) -> None:
             np.linspace(*grid["log10_a"], grid["points"]),
             np.linspace(*grid["log10_b"], grid["points"]),
         )
-        surface_figure(
-            surface, Path(job.input.calibrations), Path(job.output.png), title=job.params.title
-        )
+        surface_figure(surface, Path(job.input.calibrations), Path(job.output.png), title=job.params.title)
 
 
 if __name__ == "__main__":

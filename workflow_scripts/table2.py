@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from forceuq.logs import logged
 from forceuq.tables import table2
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from forceuq.backbones.small.options import Options
 from forceuq.backbones.small.training import train_small_orb
 from forceuq.logs import logged
