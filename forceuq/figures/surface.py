@@ -85,7 +85,7 @@ def _draw(data: pd.DataFrame, output: Path, title: str) -> None:
         for _, point in data[data["what"] == kind].iterrows():
             x, y = point["log10_a"], point["log10_b"]
             if not (a[0] <= x <= a[-1] and b[0] <= y <= b[-1]):
-                outside.append(f"{label} at ({x:.1f}, {y:.1f}) outside")
+                outside.append(f"{label} at ({x:.1f}, {y:.1f}), off the map")
                 continue
             axes.scatter(
                 x,
