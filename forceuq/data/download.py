@@ -92,7 +92,7 @@ def download(source: Source, output: Path, lock: Path, retries: int = 5, *, back
                 try:
                     _fetch(source, url, partial, note)
                     digest = _verify(source, partial)
-                    _hold_to_lock(source, url, digest, partial.stat().st_size, lock)
+                    _hold_to_lock(source, url, digest, partial, lock)
                 except _Failure as failure:
                     if not failure.again or attempt == retries:
                         reasons.append(f"{url}: {failure}")
@@ -211,15 +211,16 @@ def _verify(source: Source, partial: Path) -> str:
     return str(found["sha256"])
 
 
-def _hold_to_lock(source: Source, url: str, digest: str, size: int, lock: Path) -> None:
+def _hold_to_lock(source: Source, url: str, digest: str, partial: Path, lock: Path) -> None:
     if source.sha256 is not None:
         return
     key = source.urls[0]
     with _locked(lock):
         seen = read_json(lock) if lock.exists() else {}
         if key not in seen:
-            write_json(lock, {**seen, key: {"sha256": digest, "size": size, "url": url}})
+            write_json(lock, {**seen, key: {"sha256": digest, "size": partial.stat().st_size, "url": url}})
         elif seen[key]["sha256"] != digest:
+            _forget(partial, Path(f"{partial}.json"))
             raise DownloadError(
                 f"{source.filename}: {url} now has SHA-256 {digest}, but the first download had {seen[key]['sha256']} "
                 f"({lock}). If the publisher changed the file on purpose, remove its entry there and run again"
