@@ -1,89 +1,102 @@
-"""A JSON file in MPtrj's layout, of relaxation trajectories of binary alloys with ASE's EMT."""
+"""Relaxation trajectories of binary alloys labelled with effective-medium theory, in the layout of MPtrj."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from forceuq.data.generators.alloys import AlloyFrame, AlloyTrajectory, alloy_systems, pair, sample_alloy
+from forceuq.errors import ForceUQError
 from forceuq.files import whole_file
 
-_KBAR = 1602.1766208  # kBar in an eV/Å³
+KBAR = 1602.1766208  # of 1 eV/Å³
 
 
 class Options(BaseModel):
-    """Which alloys, and how many frames of each."""
+    """What is relaxed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pairs: tuple[tuple[str, str], ...] = Field(
         default=(
-            ("Cu", "Au"), ("Al", "Ni"), ("Ag", "Pd"), ("Cu", "Pt"),
-            ("Ni", "Pd"), ("Al", "Cu"), ("Au", "Ag"), ("Ni", "Pt"),
+            ("Cu", "Au"), ("Al", "Ni"), ("Ag", "Pd"), ("Cu", "Pt"), ("Ni", "Pd"), ("Al", "Cu"), ("Au", "Ag"),
+            ("Ni", "Pt"),
         ),
         min_length=1,
-        description="Binary systems.",
+        description="Binary systems of Al, Ni, Cu, Pd, Ag, Pt and Au.",
     )  # fmt: skip
-    materials_per_pair: int = Field(default=12, ge=1, description="Decorated cells of each binary system.")
-    frames_per_material: int = Field(default=14, ge=2, description="Frames of each relaxation.")
+    materials_per_pair: int = Field(default=10, ge=1, description="Decorated cells of each binary system.")
+    frames: int = Field(default=12, ge=2, description="Frames of each relaxation, at most.")
     seed: int = Field(default=0, ge=0, description="Of decorations, strains and rattles.")
+
+    @field_validator("pairs")
+    @classmethod
+    def _known(cls, value: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        try:
+            systems = [pair(*names) for names in value]
+        except ForceUQError as error:
+            raise ValueError(str(error)) from None
+        if len(set(systems)) != len(systems):
+            raise ValueError(f"{[list(names) for names in value]} names a binary system twice")
+        return value
 
 
 def generate(output: Path, options: Options) -> None:
-    """Write the file, one material at a time; the same bytes for the same options.
+    """Write the JSON file, a material at a time; the same options give the same bytes on the same machine.
 
     Raises:
-        DataError: EMT gave a non-finite energy.
+        DataError: EMT gave a non-finite energy (the system is named).
     """
     from tqdm import tqdm
 
-    from forceuq.data.generators.alloys import alloy_systems, sample_alloy
-
     systems = alloy_systems(options.pairs, per_pair=options.materials_per_pair, seed=options.seed)
-    with whole_file(output) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for index, system in enumerate(tqdm(systems, desc="alloys", unit="material")):
-            trajectory = sample_alloy(system, options.frames_per_material, options.seed)
+    with whole_file(output) as temporary, temporary.open("w", encoding="utf-8") as handle:
+        handle.write("{")
+        for index, system in enumerate(tqdm(systems, desc="EMT", unit="alloy", mininterval=2)):
             material = f"emt-{system.name}"
-            frames = {
-                f"{material}-0-{step}": _frame(material, frame, trajectory.relaxed_energy_per_atom)
-                for step, frame in enumerate(trajectory.frames)
-            }
-            file.write("{" if index == 0 else ", ")
-            file.write(f"{json.dumps(material)}: {json.dumps(frames)}")
-        file.write("}\n")
+            trajectory = sample_alloy(system, options.frames, options.seed)
+            record = json.dumps(_material(material, trajectory), allow_nan=False)
+            handle.write(f"{',' if index else ''}\n{json.dumps(material)}: {record}")
+        handle.write("\n}\n")
 
 
-def _frame(material: str, frame: Any, relaxed: float) -> dict[str, Any]:
+def _material(material: str, trajectory: AlloyTrajectory) -> dict[str, Any]:
+    return {
+        f"{material}-0-{step}": _record(material, frame, trajectory.relaxed_energy_per_atom)
+        for step, frame in enumerate(trajectory.frames)
+    }
+
+
+def _record(material: str, frame: AlloyFrame, relaxed: float) -> dict[str, Any]:
     from ase.data import chemical_symbols
+    from numpy.linalg import inv
 
+    fractional = frame.positions @ inv(frame.cell)
+    symbols = [chemical_symbols[number] for number in frame.numbers]
     sites = [
-        {"species": [{"element": symbol, "occu": 1}], "abc": abc, "xyz": xyz, "label": symbol, "properties": {}}
-        for symbol, abc, xyz in zip(
-            (chemical_symbols[z] for z in frame.numbers),
-            _fractional(frame).tolist(),
-            frame.positions.tolist(),
-            strict=True,
-        )
+        {
+            "species": [{"element": symbol, "occu": 1}],
+            "abc": abc.tolist(),
+            "xyz": xyz.tolist(),
+            "label": symbol,
+            "properties": {},
+        }
+        for symbol, abc, xyz in zip(symbols, fractional, frame.positions, strict=True)
     ]
-    per_atom = frame.energy / len(frame.numbers)
+    per_atom = frame.energy / len(sites)
     return {
         "structure": {"lattice": {"matrix": frame.cell.tolist()}, "sites": sites},
         "uncorrected_total_energy": frame.energy,
         "corrected_total_energy": frame.energy,
         "energy_per_atom": per_atom,
-        "ef_per_atom": per_atom,
+        "ef_per_atom": None,
         "e_per_atom_relaxed": relaxed,
-        "ef_per_atom_relaxed": relaxed,
+        "ef_per_atom_relaxed": None,
         "force": frame.forces.tolist(),
-        # MPtrj's stress has VASP's sign, the opposite of ASE's.
-        "stress": (-frame.stress * _KBAR).tolist(),
+        # VASP's sign, as in MPtrj: positive under pressure.
+        "stress": (-KBAR * frame.stress).tolist(),
         "magmom": None,
-        "bandgap": None,
+        "bandgap": 0.0,
         "mp_id": material,
     }
-
-
-def _fractional(frame: Any) -> Any:
-    import numpy as np
-
-    return np.linalg.solve(frame.cell.T, frame.positions.T).T
