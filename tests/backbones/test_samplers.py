@@ -59,7 +59,7 @@ def test_forces_are_the_gradient_of_the_energy():
 
 
 def test_temperature_sets_the_potential_energy():
-    # Near a minimum, a degree of freedom holds kT/2: 600 K against 100 K is and of the nine of water, three are vibrations.
+    # Near a minimum a vibration holds kT/2 of potential energy, and water has three.
     lowest = float(sample_molecule("water", "O", 1, 1e-3, 5, equilibration=500).energies[0])
     for temperature in (100.0, 600.0):
         frames = sample_molecule("water", "O", 600, temperature, 5, stride=8)
