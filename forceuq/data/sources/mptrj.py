@@ -60,7 +60,7 @@ def parts(options: Options) -> tuple[str, ...]:  # noqa: ARG001 - the interface 
 
 def tasks(dataset: str, options: Options) -> tuple[Task, ...]:  # noqa: ARG001 - the interface of every source
     """Return the one task, evaluated on the four strata of the held-out materials."""
-    evaluate = {name: (PartRef(dataset, name),) for name in STRATA}
+    evaluate: dict[str, tuple[PartRef, ...]] = {name: (PartRef(dataset, name),) for name in STRATA}
     return (Task("mptrj", (PartRef(dataset, "train"),), (PartRef(dataset, "val"),), evaluate),)
 
 
