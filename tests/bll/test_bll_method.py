@@ -232,3 +232,15 @@ def test_options_are_cheap_to_import():
     code = "import sys, forceuq.methods.bll; print([m for m in ('torch', 'scipy', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_predictions_can_be_written(data, tmp_path):
+    from forceuq.predictions import read_predictions, write_predictions
+
+    fitted = fit(data, tmp_path, "fit", projection="pretrained")
+    known = list(fitted.predict(data.validation))
+    labels = {"dataset": "d", "task": "t", "split": "validation", "method": "bll", "seed": 0}
+    write_predictions(tmp_path / "p.parquet", fitted.predict(data.validation), labels)
+    back = list(read_predictions(tmp_path / "p.parquet"))
+    for name in ("structure", "part", "mean", "floor", "spread"):
+        np.testing.assert_array_equal(joined(back, name), joined(known, name))
