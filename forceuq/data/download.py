@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from forceuq.errors import DownloadError
 from forceuq.files import file_digest, read_json, write_json
 
-_BLOCK = 2**20
+_BLOCK = 2**16  # bytes; up to one block is lost where a connection breaks
 _TIMEOUT = (30.0, 120.0)  # s, to connect and between bytes
 _LONGEST_WAIT = 60.0  # s
 _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
