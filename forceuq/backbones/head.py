@@ -91,7 +91,10 @@ class ForceHead:
                 return cls(
                     hidden,
                     facts["activation"],
-                    *(file.get_tensor(name) for name in ("out_weight", "out_bias", "mean", "std")),
+                    out_weight=file.get_tensor("out_weight"),
+                    out_bias=file.get_tensor("out_bias"),
+                    mean=file.get_tensor("mean"),
+                    std=file.get_tensor("std"),
                     remove_mean=facts["remove_mean"],
                     remove_torque=facts["remove_torque"],
                 )
@@ -102,12 +105,14 @@ class ForceHead:
 def _activate(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     if name == "silu":
         # tanh does not overflow where exp would.
-        return x * (0.5 + 0.5 * np.tanh(0.5 * x))
+        silu: NDArray[np.float32] = x * (0.5 + 0.5 * np.tanh(0.5 * x))
+        return silu
     if name == "ssp":
         result: NDArray[np.float32] = np.logaddexp(np.float32(0), x) - np.float32(np.log(2.0))
         return result
     if name == "relu":
-        return np.maximum(x, np.float32(0))
+        relu: NDArray[np.float32] = np.maximum(x, np.float32(0))
+        return relu
     if name == "tanh":
         tanh: NDArray[np.float32] = np.tanh(x)
         return tanh

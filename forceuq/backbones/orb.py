@@ -62,7 +62,7 @@ def _graph_builder(options: Options) -> Any:
     try:
         from orb_models.forcefield import atomic_system, base
     except ImportError:
-        from orb_models.forcefield.forcefield_adapter import ForcefieldAtomsAdapter  # type: ignore[import-not-found]
+        from orb_models.forcefield.forcefield_adapter import ForcefieldAtomsAdapter
 
         adapter = ForcefieldAtomsAdapter(radius=options.radius, max_num_neighbors=options.max_num_neighbors)
         return (

@@ -195,7 +195,7 @@ def _epoch(
         if not torch.isfinite(loss):
             raise FitError(f"the loss is {float(loss)} in epoch {epoch}, batch {index}; lower the learning rate")
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         optimiser.step()
         total += float(loss.detach())

@@ -9,6 +9,7 @@ Materials Project's trajectories, the energy falls along it to that of the relax
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,7 +155,7 @@ def sample_alloy(
     deformation = np.eye(3) + (components + components.T) / 2 + strain * random.uniform(-1, 1) * np.eye(3)
     atoms.set_cell(np.asarray(atoms.cell) * lattice @ deformation, scale_atoms=True)
     atoms.positions += rattle * random.standard_normal((len(atoms), 3))
-    atoms.calc = EMT()
+    atoms.calc = EMT()  # type: ignore[no-untyped-call]
     path: list[AlloyFrame] = []
 
     def record() -> None:
@@ -170,7 +171,7 @@ def sample_alloy(
         )
 
     with threadpool_limits(1):
-        optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)
+        optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)  # type: ignore[no-untyped-call]
         optimizer.attach(record)
         optimizer.run(fmax=fmax, steps=steps)
     energies = np.array([frame.energy for frame in path])
@@ -196,12 +197,13 @@ def _spread(above: NDArray[np.float64], n_frames: int) -> list[int]:
     return sorted(chosen)
 
 
-def _supercell(shape: int):  # type: ignore[no-untyped-def]  # ase.Atoms has no type information
+def _supercell(shape: int) -> Any:
     """Return an fcc supercell with lattice constant 1 Å, of placeholder atoms."""
     from ase.build import bulk
 
     cubic, repeats = _SHAPES[shape]
-    return bulk("Cu", "fcc", a=1.0, cubic=cubic).repeat(repeats)
+    cell: Any = bulk("Cu", "fcc", a=1.0, cubic=cubic)
+    return cell.repeat(repeats)
 
 
 def _named(symbols: tuple[str, ...], shape: int, index: int) -> AlloySystem:
@@ -213,7 +215,7 @@ def _named(symbols: tuple[str, ...], shape: int, index: int) -> AlloySystem:
 def _lattice_constant(symbol: str) -> float:
     from ase.data import atomic_numbers, reference_states
 
-    state = reference_states[atomic_numbers[symbol]]
+    state: Any = reference_states[atomic_numbers[symbol]]
     if state is None or state["symmetry"] != "fcc":
         raise ConfigurationError(f"{symbol} is not an fcc metal; choose from {', '.join(METALS)}")
     return float(state["a"])

@@ -77,12 +77,12 @@ def embed_molecule(
         DataError: the SMILES cannot be read or no conformer was found.
     """
     from rdkit import Chem
-    from rdkit.Chem import AllChem
+    from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
     molecule: Any = Chem.AddHs(Chem.MolFromSmiles(canonical_smiles(smiles)))
-    if AllChem.EmbedMolecule(molecule, randomSeed=seed) != 0:
+    if rdDistGeom.EmbedMolecule(molecule, randomSeed=seed) != 0:
         raise DataError(f"RDKit found no conformer of {smiles!r}; leave it out or use another SMILES", record=name)
-    AllChem.MMFFOptimizeMolecule(molecule, maxIters=500)
+    rdForceFieldHelpers.MMFFOptimizeMolecule(molecule, maxIters=500)
     numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], dtype=np.int64)
     bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()]
     positions = np.array(molecule.GetConformer().GetPositions(), dtype=np.float64)
