@@ -26,8 +26,8 @@ class Options(BaseModel):
         min_length=1,
         description="Binary systems of Al, Ni, Cu, Pd, Ag, Pt and Au.",
     )  # fmt: skip
-    materials_per_pair: int = Field(default=10, ge=1, description="Decorated cells of each binary system.")
-    frames: int = Field(default=12, ge=2, description="Frames of each relaxation, at most.")
+    materials_per_pair: int = Field(default=12, ge=1, description="Decorated cells of each binary system.")
+    frames: int = Field(default=14, ge=2, description="Frames of each relaxation, at most.")
     seed: int = Field(default=0, ge=0, description="Of decorations, strains and rattles.")
 
     @field_validator("pairs")
