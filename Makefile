@@ -9,7 +9,7 @@ bin := $(VENV)/bin
 snakemake := $(bin)/snakemake $(if $(CONFIG),--configfile $(CONFIG))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint format schema clean
+.PHONY: help setup demo run test lint format schema envs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ format: setup ## format Python and Snakemake files
 
 schema: setup ## write config/schema/ from the configuration's models
 	@$(bin)/python -m forceuq.configuration.schema config/schema
+
+envs: setup ## write the conda environments from the lock
+	@$(bin)/python envs/conda_from_lock.py
 
 clean: ## remove results and caches, not .venv
 	@rm -rf results/*/ results/*.json logs .snakemake

@@ -25,12 +25,6 @@ except ForceUQError as error:
     raise WorkflowError(str(error)) from None
 
 
-@cache
-def code(script, *modules, data=()):
-    """The digest of the library code that a script reaches: the job runs again when it changes."""
-    return code_fingerprint(Path(workflow.basedir, "workflow_scripts", script), modules, data)
-
-
 include: "rules/layout.smk"
 include: "rules/data.smk"
 include: "rules/backbone.smk"

@@ -42,9 +42,7 @@ def code_fingerprint(
     return digest.hexdigest()[:16]
 
 
-def reached_modules(
-    script: str | Path, modules: Iterable[str] = (), package: Path = PACKAGE
-) -> dict[str, Path]:
+def reached_modules(script: str | Path, modules: Iterable[str] = (), package: Path = PACKAGE) -> dict[str, Path]:
     """Return the modules of the package that a script reaches, as dotted name -> file."""
     found: dict[str, Path] = {}
     waiting = list(_imports(Path(script), None, package))

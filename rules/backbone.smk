@@ -5,17 +5,19 @@ if CONFIG.backbone is not None:
     rule download_weights:
         output:
             weights=CACHE / "backbones" / BACKBONE / CONFIG.backbone.weights.filename,
-        params:
-            source=CONFIG.backbone.weights.model_dump(mode="json"),
-            lock=str(RESULTS / "downloads.lock.json"),
-            code=code("download.py"),
         log:
             CACHE / "logs/download_weights" / f"{BACKBONE}.log",
         benchmark:
             CACHE / "benchmarks/download_weights" / f"{BACKBONE}.tsv"
+        localrule: True
+        conda:
+            "../envs/conda-cpu.yaml"
+        params:
+            source=CONFIG.backbone.weights.model_dump(mode="json"),
+            lock=str(RESULTS / "downloads.lock.json"),
+            code=code("download.py"),
         message:
             "Fetching the weights of the backbone"
-        localrule: True
         script:
             "../workflow_scripts/download.py"
 
@@ -24,14 +26,16 @@ if CONFIG.backbone is not None:
             weights=rules.download_weights.output.weights,
         output:
             head=CACHE / "backbones" / BACKBONE / "head.safetensors",
-        params:
-            kind=CONFIG.backbone.kind,
-            options=CONFIG.backbone.options.model_dump(mode="json"),
-            code=code("export_head.py", f"forceuq.backbones.{CONFIG.backbone.kind}"),
         log:
             CACHE / "logs/export_head" / f"{BACKBONE}.log",
         benchmark:
             CACHE / "benchmarks/export_head" / f"{BACKBONE}.tsv"
+        conda:
+            "../envs/conda-cpu.yaml"
+        params:
+            kind=CONFIG.backbone.kind,
+            options=CONFIG.backbone.options.model_dump(mode="json"),
+            code=code("export_head.py", f"forceuq.backbones.{CONFIG.backbone.kind}"),
         message:
             "Reading the force head of the backbone"
         script:
@@ -43,14 +47,16 @@ if CONFIG.train_backbone is not None:
     rule generate_training_frames:
         output:
             frames=RUN / "training_frames.parquet",
-        params:
-            options=CONFIG.train_backbone.model_dump(mode="json"),
-            code=code("generate_training_frames.py"),
-        threads: 2
         log:
             RUN / "logs/generate_training_frames.log",
         benchmark:
             RUN / "benchmarks/generate_training_frames.tsv"
+        conda:
+            "../envs/conda-cpu.yaml"
+        threads: 2
+        params:
+            options=CONFIG.train_backbone.model_dump(mode="json"),
+            code=code("generate_training_frames.py"),
         message:
             "Labelling molecules and alloys with GFN2-xTB and EMT"
         script:
@@ -62,15 +68,17 @@ if CONFIG.train_backbone is not None:
         output:
             weights=RUN / "forceuq-small.safetensors",
             record=RUN / "forceuq-small.json",
-        params:
-            options=CONFIG.train_backbone.model_dump(mode="json"),
-            checkpoints=str(RUN / "checkpoints/forceuq-small"),
-            code=code("train_backbone.py"),
-        threads: 2
         log:
             RUN / "logs/train_backbone.log",
         benchmark:
             RUN / "benchmarks/train_backbone.tsv"
+        conda:
+            "../envs/conda-cpu.yaml"
+        threads: 2
+        params:
+            options=CONFIG.train_backbone.model_dump(mode="json"),
+            checkpoints=str(RUN / "checkpoints/forceuq-small"),
+            code=code("train_backbone.py"),
         message:
             "Training forceuq-small"
         script:

@@ -6,13 +6,15 @@ rule calibrate:
         predictions=RUN / "predictions" / FIT,
     output:
         calibrations=RUN / "calibrations" / f"{FIT}.json",
-    params:
-        kinds=list(CONFIG.calibrations),
-        code=code("calibrate.py"),
     log:
         RUN / "logs/calibrate" / f"{FIT}.log",
     benchmark:
         RUN / "benchmarks/calibrate" / f"{FIT}.tsv"
+    conda:
+        "../envs/conda-cpu.yaml"
+    params:
+        kinds=list(CONFIG.calibrations),
+        code=code("calibrate.py"),
     message:
         "Calibrating {wildcards.method}, {wildcards.dataset}, {wildcards.task}, seed {wildcards.seed}"
     script:
@@ -26,13 +28,15 @@ rule metrics:
     output:
         metrics=directory(RUN / "metrics" / FIT),
         curves=directory(RUN / "curves" / FIT),
-    params:
-        splits=lambda w: ["validation", *task_of(w).evaluate],
-        code=code("metrics.py"),
     log:
         RUN / "logs/metrics" / f"{FIT}.log",
     benchmark:
         RUN / "benchmarks/metrics" / f"{FIT}.tsv"
+    conda:
+        "../envs/conda-cpu.yaml"
+    params:
+        splits=lambda w: ["validation", *task_of(w).evaluate],
+        code=code("metrics.py"),
     message:
         "Measuring {wildcards.method}, {wildcards.dataset}, {wildcards.task}, seed {wildcards.seed}"
     script:
@@ -46,14 +50,16 @@ rule merge_metrics:
     output:
         metrics=RUN / "metrics.parquet",
         curves=RUN / "curves.parquet",
-    params:
-        code=code("merge_metrics.py"),
     log:
         RUN / "logs/merge_metrics.log",
     benchmark:
         RUN / "benchmarks/merge_metrics.tsv"
+    localrule: True
+    conda:
+        "../envs/conda-cpu.yaml"
+    params:
+        code=code("merge_metrics.py"),
     message:
         "Merging the metrics"
-    localrule: True
     script:
         "../workflow_scripts/merge_metrics.py"

@@ -9,15 +9,19 @@ if CONFIG.backbone is not None:
             weights=rules.download_weights.output.weights,
         output:
             features=directory(CACHE / "features" / BACKBONE / "{dataset}/{part}"),
-        params:
-            kind=CONFIG.backbone.kind,
-            options=CONFIG.backbone.options.model_dump(mode="json"),
-            execution=CONFIG.features.model_dump(mode="json"),
-            code=code("extract_features.py", f"forceuq.backbones.{CONFIG.backbone.kind}"),
         log:
             CACHE / "logs/features" / BACKBONE / "{dataset}/{part}.log",
         benchmark:
             CACHE / "benchmarks/features" / BACKBONE / "{dataset}/{part}.tsv"
+        conda:
+            "../envs/conda-cpu.yaml"
+        params:
+            kind=CONFIG.backbone.kind,
+            options=CONFIG.backbone.options.model_dump(mode="json"),
+            execution=CONFIG.features.model_dump(mode="json"),
+            code=code(
+                "extract_features.py", f"forceuq.backbones.{CONFIG.backbone.kind}"
+            ),
         message:
             "Caching the atom features of {wildcards.dataset}, {wildcards.part}"
         script:

@@ -1,21 +1,5 @@
 """Tables and figures."""
 
-METHOD_LABELS = {name: method.label for name, method in CONFIG.methods.items()}
-DATASET_LABELS = {name: dataset.label for name, dataset in CONFIG.datasets.items()}
-
-
-def split_labels(with_dataset):
-    """(data set, split, label) of everything evaluated, in the order of the configuration."""
-    names = {"id": "ID", "ood": "OOD"}
-    labels = {}
-    for (dataset, _), task in TASKS.items():
-        for split in task.evaluate:
-            label = names.get(split, split.capitalize())
-            labels[dataset, split] = (
-                f"{DATASET_LABELS[dataset]} {label}" if with_dataset else label
-            )
-    return [[dataset, split, label] for (dataset, split), label in labels.items()]
-
 
 rule table2:
     input:
@@ -24,6 +8,12 @@ rule table2:
         csv=RUN / "tables/table2.csv",
         markdown=report(RUN / "tables/table2.md", category="Tables"),
         latex=RUN / "tables/table2.tex",
+    log:
+        RUN / "logs/table2.log",
+    benchmark:
+        RUN / "benchmarks/table2.tsv"
+    conda:
+        "../envs/conda-cpu.yaml"
     params:
         splits=split_labels(with_dataset=True),
         methods=METHOD_LABELS,
@@ -33,10 +23,6 @@ rule table2:
             else {}
         ),
         code=code("table2.py", data=("forceuq/paper_values.yaml",)),
-    log:
-        RUN / "logs/table2.log",
-    benchmark:
-        RUN / "benchmarks/table2.tsv"
     message:
         "Writing Table 2"
     script:
@@ -63,17 +49,25 @@ rule surface_figure:
         ),
     output:
         surface=RUN / "figures/surface/{dataset}/{task}/surface.parquet",
-        png=report(RUN / "figures/surface/{dataset}/{task}/surface.png", category="Figures"),
+        png=report(
+            RUN / "figures/surface/{dataset}/{task}/surface.png", category="Figures"
+        ),
         pdf=RUN / "figures/surface/{dataset}/{task}/surface.pdf",
         csv=RUN / "figures/surface/{dataset}/{task}/surface.csv",
-    params:
-        grid=CONFIG.figures.surface.model_dump(mode="json") if CONFIG.figures.surface else {},
-        title=lambda w: f"{DATASET_LABELS[w.dataset]}: {w.task}",
-        code=code("surface_figure.py"),
     log:
         RUN / "logs/surface_figure/{dataset}/{task}.log",
     benchmark:
         RUN / "benchmarks/surface_figure/{dataset}/{task}.tsv"
+    conda:
+        "../envs/conda-cpu.yaml"
+    params:
+        grid=(
+            CONFIG.figures.surface.model_dump(mode="json")
+            if CONFIG.figures.surface
+            else {}
+        ),
+        title=lambda w: f"{DATASET_LABELS[w.dataset]}: {w.task}",
+        code=code("surface_figure.py"),
     message:
         "Drawing the validation likelihood of {wildcards.dataset}, {wildcards.task}"
     script:
@@ -87,15 +81,17 @@ rule recalibration_figure:
         png=report(RUN / "figures/recalibration/recalibration.png", category="Figures"),
         pdf=RUN / "figures/recalibration/recalibration.pdf",
         csv=RUN / "figures/recalibration/recalibration.csv",
+    log:
+        RUN / "logs/recalibration_figure.log",
+    benchmark:
+        RUN / "benchmarks/recalibration_figure.tsv"
+    conda:
+        "../envs/conda-cpu.yaml"
     params:
         method=CONFIG.figures.recalibration_method or next(iter(CONFIG.methods), ""),
         splits=split_labels(with_dataset=False),
         datasets=DATASET_LABELS,
         code=code("recalibration_figure.py"),
-    log:
-        RUN / "logs/recalibration_figure.log",
-    benchmark:
-        RUN / "benchmarks/recalibration_figure.tsv"
     message:
         "Drawing the metrics before and after recalibration"
     script:
@@ -109,16 +105,18 @@ rule shift_figure:
         png=report(RUN / "figures/shift/shift.png", category="Figures"),
         pdf=RUN / "figures/shift/shift.pdf",
         csv=RUN / "figures/shift/shift.csv",
+    log:
+        RUN / "logs/shift_figure.log",
+    benchmark:
+        RUN / "benchmarks/shift_figure.tsv"
+    conda:
+        "../envs/conda-cpu.yaml"
     params:
         splits=split_labels(with_dataset=False),
         methods=METHOD_LABELS,
         datasets=DATASET_LABELS,
         calibration=CONFIG.calibrations[-1],
         code=code("shift_figure.py"),
-    log:
-        RUN / "logs/shift_figure.log",
-    benchmark:
-        RUN / "benchmarks/shift_figure.tsv"
     message:
         "Drawing the metrics as the distribution shifts"
     script:

@@ -48,7 +48,7 @@ def _by_kind(base: type[BaseModel], kinds: tuple[str, ...], package: str) -> Any
                 f"{kind.title().replace('_', '')}{base.__name__}",
                 __base__=base,
                 __doc__=options.__doc__,
-                kind=(Literal[kind], Field(description=f"`{kind}`: {package}.{kind}")),
+                kind=(Literal[kind], Field(description=f"`{kind}`: {package}.{kind}")),  # type: ignore[arg-type]
                 options=(options, Field(default=default, description="Settings of this kind.")),
             )
         )
@@ -184,6 +184,7 @@ else:
     Dataset = _by_kind(_DatasetWithGenerator, sources.kinds(), "forceuq.data.sources")
     Backbone = _by_kind(BackboneConfig, backbones.kinds(), "forceuq.backbones")
     Method = _by_kind(MethodConfig, methods.kinds(), "forceuq.methods")
+
 
 class Configuration(Model):
     """A run of the benchmark."""

@@ -81,9 +81,7 @@ class Structure:
         """Return the structure as ASE atoms (no calculator, no labels)."""
         from ase import Atoms
 
-        return Atoms(
-            numbers=self.numbers, positions=self.positions, cell=self.cell if self.pbc else None, pbc=self.pbc
-        )
+        return Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell if self.pbc else None, pbc=self.pbc)
 
 
 def structure(
@@ -180,9 +178,7 @@ class StructureWriter:
 
     def __enter__(self) -> Self:
         temporary = self._stack.enter_context(whole_file(self.path))
-        self._writer = self._stack.enter_context(
-            pq.ParquetWriter(temporary, self._schema, compression="zstd")
-        )
+        self._writer = self._stack.enter_context(pq.ParquetWriter(temporary, self._schema, compression="zstd"))
         return self
 
     def __exit__(
@@ -292,9 +288,7 @@ def open_parquet(path: str | Path, schema: str, version: int) -> tuple[pq.Parque
     except FileNotFoundError:
         raise DataError("there is no such file", file=path) from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"not a whole Parquet file ({error}); delete it and make it again", file=path
-        ) from error
+        raise DataError(f"not a whole Parquet file ({error}); delete it and make it again", file=path) from error
     metadata = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
     found = (metadata.get("schema"), metadata.get("version"))
     if found != (schema, version):
