@@ -27,11 +27,13 @@ $(lock):
 setup: $(VENV)/.ready ## create .venv with the locked dependencies and the package
 
 demo: setup ## run the demo: no downloads, a few minutes on two cores
-	@$(bin)/snakemake --quiet rules host progress
+	@$(bin)/python workflow_scripts/unlock_stale.py
+	@$(bin)/snakemake --quiet rules host
 	@echo; cat results/demo/tables/table2.md; echo
 	@echo "Done. Tables, figures and metrics: results/demo/ (results/README.md says what is where)."
 
 run: setup ## run a configuration: make run CONFIG="config/rmd17.yaml config/overlays/forceuq-small.yaml"
+	@$(bin)/python workflow_scripts/unlock_stale.py $(if $(CONFIG),--configfile $(CONFIG))
 	@$(snakemake)
 
 test: setup ## run the test suite

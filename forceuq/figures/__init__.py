@@ -1,7 +1,4 @@
-"""The paper's figures, each written as PNG and PDF with the data that it shows beside it as CSV."""
+"""The paper's figures, each drawn from a data file that lies beside it.
 
-from forceuq.figures.recalibration import recalibration_figure
-from forceuq.figures.shift import shift_figure
-from forceuq.figures.surface import surface_figure
-
-__all__ = ["recalibration_figure", "shift_figure", "surface_figure"]
+Nothing is imported here: a job that draws one figure must not run again when another one changes.
+"""

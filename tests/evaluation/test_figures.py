@@ -10,8 +10,11 @@ from matplotlib.text import Text
 
 from forceuq.calibration import fit_calibrations, nll_surface
 from forceuq.errors import DataError
-from forceuq.figures import recalibration, recalibration_figure, shift, shift_figure, surface, surface_figure
+from forceuq.figures import recalibration, shift, surface
+from forceuq.figures.recalibration import recalibration_figure
+from forceuq.figures.shift import shift_figure
 from forceuq.figures.style import COLORS, LINES, MARKERS, RC, save
+from forceuq.figures.surface import surface_figure
 from forceuq.metric_tables import metrics_frame, write_frame
 from forceuq.predictions import write_predictions
 from forceuq.tables import aggregate
@@ -151,7 +154,7 @@ def test_surface_figure_marks_what_was_fitted(tmp_path, block, metadata, drawn):
 
 def test_files_are_the_same_bytes_in_another_process(tmp_path, metrics):
     program = (
-        "import sys; from pathlib import Path; from forceuq.figures import shift_figure\n"
+        "import sys; from pathlib import Path; from forceuq.figures.shift import shift_figure\n"
         f"shift_figure(Path({str(metrics)!r}), Path(sys.argv[1]), {SPLITS!r}, {METHODS!r}, {DATASETS!r})"
     )
     for name, seed in (("a", "1"), ("b", "2")):

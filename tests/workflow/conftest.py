@@ -1,0 +1,121 @@
+"""A copy of the project in which a tiny benchmark has been run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("Snakefile", "rules", "workflow_scripts", "forceuq", "config", "profiles", "envs")
+TINY = {
+    "run": "tiny",
+    "seeds": [0],
+    "datasets": {
+        "molecules": {
+            "generate": {
+                "kind": "gfn2_rmd17",
+                "options": {
+                    "molecules": {"methylamine": "CN", "methanol": "CO"},
+                    "train_frames": 30,
+                    "test_frames": 10,
+                },
+            },
+            "options": {"molecules": ["methylamine", "methanol"], "training_molecules": ["methylamine"]},
+        },
+        "alloys": {
+            "generate": {
+                "options": {"pairs": [["Cu", "Au"], ["Ni", "Pt"]], "materials_per_pair": 8, "frames": 8},
+            },
+            "options": {"fractions": [0.4, 0.2, 0.4]},
+        },
+    },
+    "methods": {
+        "bll-mse": {"options": {"max_epochs": 3}},
+        "bll-nlml": None,
+        "bll-nlml-evidence": None,
+    },
+    "figures": {"surface": {"method": "bll-mse", "points": 5}, "recalibration_method": "bll-mse"},
+}
+
+
+@dataclass
+class Project:
+    """A copy of the project, its own results and its own library."""
+
+    folder: Path
+    config: Path
+
+    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake on the tiny configuration and return what it printed."""
+        done = subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check and done.returncode:
+            pytest.fail(f"snakemake {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command line."""
+        config = ["--configfile", "config/demo.yaml", str(self.config)]
+        return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, *config]
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment in which the copy's library is the one that is imported."""
+        return {**os.environ, "PYTHONPATH": str(self.folder), "XDG_CACHE_HOME": str(self.folder / ".cache")}
+
+    def would_run(self, *arguments: str) -> dict[str, int]:
+        """Return rule -> number of jobs that a dry run names, without the target rule."""
+        printed = self.snakemake("--dry-run", *arguments)
+        text = printed.stdout + printed.stderr
+        if "Nothing to be done" in text:
+            return {}
+        stats = text[text.index("Job stats:") :]
+        jobs = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", stats, re.MULTILINE)}
+        return {name: n for name, n in jobs.items() if name not in ("total", "all")}
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        """Replace a text that must be there."""
+        path = self.folder / file
+        text = path.read_text()
+        assert old in text, f"{file} has no {old!r}"
+        path.write_text(text.replace(old, new, 1))
+
+
+def copy_project(folder: Path) -> Project:
+    """Copy the project's code into a folder."""
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    config = folder / "tiny.yaml"
+    config.write_text(yaml.safe_dump(TINY))
+    return Project(folder, config)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose tiny run is finished. Tests that change it work on a copy: see ``project``."""
+    project = copy_project(tmp_path_factory.mktemp("project"))
+    project.snakemake()
+    return project
+
+
+@pytest.fixture
+def project(finished: Project, tmp_path: Path) -> Project:
+    """A copy of the finished project, with its results and time stamps, to be changed."""
+    folder = tmp_path / "project"
+    shutil.copytree(finished.folder, folder)
+    return Project(folder, folder / "tiny.yaml")

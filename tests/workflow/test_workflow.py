@@ -1,0 +1,147 @@
+"""The whole workflow on a tiny configuration: what comes out, what runs again, and what survives a kill."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
+
+AFTER_METRICS = {"merge_metrics": 1, "table2": 1, "recalibration_figure": 1, "shift_figure": 1}
+FITS = 4  # two methods, two tasks, one seed
+
+
+def test_everything_is_there_and_the_metrics_are_complete(finished):
+    run = finished.folder / "results/tiny"
+    metrics = pd.read_parquet(run / "metrics.parquet")
+    expected = {("molecules", s) for s in ("validation", "id", "ood")}
+    expected |= {("alloys", s) for s in ("validation", "id", "near", "mid", "far")}
+    assert set(zip(metrics["dataset"], metrics["split"], strict=True)) == expected
+    counts = metrics.groupby(["dataset", "split", "method", "calibration", "seed"])["metric"].nunique()
+    assert len(counts) == len(expected) * 2 * 3
+    assert counts.nunique() == 1
+    assert metrics.loc[metrics["value"].isna(), "note"].notna().all()
+    mae = metrics[metrics["metric"] == "mae"].set_index(["dataset", "split", "method", "calibration"])["value"]
+    assert (mae.groupby(level=[0, 1, 2]).nunique() == 1).all(), "a calibration changed the mean"
+    for file in (
+        "tables/table2.csv",
+        "tables/table2.md",
+        "tables/table2.tex",
+        "figures/shift/shift.png",
+        "figures/shift/shift.csv",
+        "figures/recalibration/recalibration.pdf",
+        "figures/surface/molecules/methylamine/surface.png",
+        "figures/surface/alloys/mptrj/surface.parquet",
+    ):
+        assert (run / file).stat().st_size > 0, file
+    assert not list(run.rglob("*.part*")), "a temporary file was left"
+
+
+def test_the_shipped_weights_are_those_of_their_record(finished):
+    record = yaml.safe_load((finished.folder / "forceuq/backbones/weights/forceuq-small.json").read_text())
+    config = yaml.safe_load((finished.folder / "config/demo.yaml").read_text())
+    assert config["backbone"]["weights"]["sha256"] == record["weights_sha256"]
+
+
+def test_a_second_run_does_nothing(finished):
+    assert finished.would_run() == {}
+    before = (finished.folder / "results/tiny/metrics.parquet").stat().st_mtime_ns
+    finished.snakemake()
+    assert (finished.folder / "results/tiny/metrics.parquet").stat().st_mtime_ns == before
+
+
+def test_comments_docstrings_and_touches_rerun_nothing(project):
+    project.edit("forceuq/bll/evidence.py", '"""', '"""Reworded. ')
+    with (project.folder / "workflow_scripts/fit.py").open("a") as handle:
+        handle.write("\n# a comment\n")
+    (project.folder / "forceuq/metrics.py").touch()
+    (project.folder / "workflow_scripts/table2.py").touch()
+    assert project.would_run() == {}
+
+
+def test_editing_the_bll_reruns_its_fits_and_what_follows(project):
+    with (project.folder / "forceuq/bll/evidence.py").open("a") as handle:
+        handle.write("\n_CHANGED = 1\n")
+    expected = {"fit": FITS, "predict": FITS, "calibrate": FITS, "metrics": FITS, "surface_figure": 2, **AFTER_METRICS}
+    assert project.would_run() == expected
+
+
+def test_editing_a_figure_reruns_it_alone(project):
+    with (project.folder / "forceuq/figures/shift.py").open("a") as handle:
+        handle.write("\n_CHANGED = 1\n")
+    assert project.would_run() == {"shift_figure": 1}
+
+
+def test_editing_the_metrics_touches_no_fit(project):
+    with (project.folder / "forceuq/metrics.py").open("a") as handle:
+        handle.write("\n_CHANGED = 1\n")
+    assert project.would_run() == {"metrics": FITS, **AFTER_METRICS}
+
+
+def test_a_new_seed_adds_its_own_jobs(project):
+    config = yaml.safe_load(project.config.read_text())
+    config["seeds"] = [0, 1]
+    project.config.write_text(yaml.safe_dump(config))
+    assert project.would_run() == {"fit": 4, "predict": 4, "calibrate": 4, "metrics": 4, **AFTER_METRICS}
+
+
+def test_an_option_of_a_method_reruns_that_method(project):
+    config = yaml.safe_load(project.config.read_text())
+    config["methods"]["bll-mse"]["options"]["learning_rate"] = 2e-3
+    project.config.write_text(yaml.safe_dump(config))
+    expected = {"fit": 2, "predict": 2, "calibrate": 2, "metrics": 2, "surface_figure": 2, **AFTER_METRICS}
+    assert project.would_run() == expected
+
+
+def test_another_run_shares_the_caches(project):
+    config = yaml.safe_load(project.config.read_text())
+    config["run"] = "other"
+    project.config.write_text(yaml.safe_dump(config))
+    expected = {"fit": 4, "predict": 4, "calibrate": 4, "metrics": 4, "surface_figure": 2, **AFTER_METRICS}
+    assert project.would_run() == expected
+
+
+def test_a_typo_stops_before_any_job(project):
+    done = project.snakemake("--config", "calibration=[none]", check=False)
+    assert done.returncode != 0
+    assert "calibration: unknown key; did you mean 'calibrations'?" in done.stderr
+
+
+@pytest.mark.parametrize("marker", ["predictions", "fits"])
+def test_killed_and_started_again_gives_the_same_bytes(project, marker):
+    run = project.folder / "results/tiny"
+    wanted = (run / "metrics.parquet").read_bytes()
+    shutil.rmtree(run)
+    process = subprocess.Popen(
+        project.command(),
+        cwd=project.folder,
+        env=project.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    # A job of this stage has begun when its log is there.
+    stage = {"predictions": "logs/predict", "fits": "logs/fit"}[marker]
+    while not list((run / stage).rglob("*.log")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "the stage never began"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "metrics.parquet").exists()
+    refused = project.snakemake(check=False)
+    assert "cannot be locked" in refused.stdout + refused.stderr
+    unlock = [sys.executable, "workflow_scripts/unlock_stale.py", *project.command()[5:]]
+    done = subprocess.run(
+        unlock, cwd=project.folder, env=project.environment(), capture_output=True, text=True, check=True
+    )
+    assert "killed left its lock" in done.stdout
+    project.snakemake()
+    assert (run / "metrics.parquet").read_bytes() == wanted
