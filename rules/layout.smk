@@ -123,6 +123,7 @@ else:
     TARGETS = [
         RUN / "metrics.parquet",
         RUN / "tables/table2.csv",
+        RUN / "tables/costs.csv",
         RUN / "figures/recalibration/recalibration.png",
         RUN / "figures/shift/shift.png",
     ]

@@ -29,6 +29,30 @@ rule table2:
         "../workflow_scripts/table2.py"
 
 
+rule costs:
+    input:
+        fits=of_all_fits(RUN / "fits" / FIT),
+    output:
+        csv=RUN / "tables/costs.csv",
+        markdown=report(RUN / "tables/costs.md", category="Tables"),
+    log:
+        RUN / "logs/costs.log",
+    benchmark:
+        RUN / "benchmarks/costs.tsv"
+    localrule: True
+    conda:
+        "../envs/conda-cpu.yaml"
+    params:
+        fits=[[dataset, method] for method, dataset, _, _ in FITS],
+        methods=METHOD_LABELS,
+        datasets=DATASET_LABELS,
+        code=code("costs.py"),
+    message:
+        "Writing what the fits cost"
+    script:
+        "../workflow_scripts/costs.py"
+
+
 rule surface_figure:
     input:
         predictions=lambda w: RUN
@@ -89,6 +113,8 @@ rule recalibration_figure:
         "../envs/conda-cpu.yaml"
     params:
         method=CONFIG.figures.recalibration_method or next(iter(CONFIG.methods), ""),
+        before=CONFIG.calibrations[0],
+        after=CONFIG.calibrations[-1],
         splits=split_labels(with_dataset=False),
         datasets=DATASET_LABELS,
         code=code("recalibration_figure.py"),

@@ -14,6 +14,8 @@ def main(job) -> None:
             job.params.method,
             job.params.splits,
             job.params.datasets,
+            before=job.params.before,
+            after=job.params.after,
         )
 
 

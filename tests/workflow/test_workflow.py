@@ -14,6 +14,7 @@ import yaml
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
 AFTER_METRICS = {"merge_metrics": 1, "table2": 1, "recalibration_figure": 1, "shift_figure": 1}
+AFTER_FITS = {**AFTER_METRICS, "costs": 1}
 FITS = 4  # two methods, two tasks, one seed
 
 
@@ -33,6 +34,7 @@ def test_everything_is_there_and_the_metrics_are_complete(finished):
         "tables/table2.csv",
         "tables/table2.md",
         "tables/table2.tex",
+        "tables/costs.md",
         "figures/shift/shift.png",
         "figures/shift/shift.csv",
         "figures/recalibration/recalibration.pdf",
@@ -68,7 +70,7 @@ def test_comments_docstrings_and_touches_rerun_nothing(project):
 def test_editing_the_bll_reruns_its_fits_and_what_follows(project):
     with (project.folder / "forceuq/bll/evidence.py").open("a") as handle:
         handle.write("\n_CHANGED = 1\n")
-    expected = {"fit": FITS, "predict": FITS, "calibrate": FITS, "metrics": FITS, "surface_figure": 2, **AFTER_METRICS}
+    expected = {"fit": FITS, "predict": FITS, "calibrate": FITS, "metrics": FITS, "surface_figure": 2, **AFTER_FITS}
     assert project.would_run() == expected
 
 
@@ -88,14 +90,14 @@ def test_a_new_seed_adds_its_own_jobs(project):
     config = yaml.safe_load(project.config.read_text())
     config["seeds"] = [0, 1]
     project.config.write_text(yaml.safe_dump(config))
-    assert project.would_run() == {"fit": 4, "predict": 4, "calibrate": 4, "metrics": 4, **AFTER_METRICS}
+    assert project.would_run() == {"fit": 4, "predict": 4, "calibrate": 4, "metrics": 4, **AFTER_FITS}
 
 
 def test_an_option_of_a_method_reruns_that_method(project):
     config = yaml.safe_load(project.config.read_text())
     config["methods"]["bll-mse"]["options"]["learning_rate"] = 2e-3
     project.config.write_text(yaml.safe_dump(config))
-    expected = {"fit": 2, "predict": 2, "calibrate": 2, "metrics": 2, "surface_figure": 2, **AFTER_METRICS}
+    expected = {"fit": 2, "predict": 2, "calibrate": 2, "metrics": 2, "surface_figure": 2, **AFTER_FITS}
     assert project.would_run() == expected
 
 
@@ -103,7 +105,7 @@ def test_another_run_shares_the_caches(project):
     config = yaml.safe_load(project.config.read_text())
     config["run"] = "other"
     project.config.write_text(yaml.safe_dump(config))
-    expected = {"fit": 4, "predict": 4, "calibrate": 4, "metrics": 4, "surface_figure": 2, **AFTER_METRICS}
+    expected = {"fit": 4, "predict": 4, "calibrate": 4, "metrics": 4, "surface_figure": 2, **AFTER_FITS}
     assert project.would_run() == expected
 
 
