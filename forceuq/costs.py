@@ -46,6 +46,10 @@ def cost_table(
             }
         )
     frame = pd.DataFrame(rows)
+    last = ["total", "epochs", "atoms"]
+    # In the order in which a fit goes through them, as far as any fit tells.
+    stages = sorted((c for c in frame.columns if c not in ("dataset", "method", *last)), key=_stage)
+    frame = frame[["dataset", "method", *stages, *last]]
     groups = frame.groupby(["dataset", "method"], sort=False)
     means = groups.mean().join(groups.size().rename("fits"))
     order = [(d, m) for d in datasets for m in methods if (d, m) in means.index]
@@ -54,6 +58,11 @@ def cost_table(
         means.to_csv(temporary, index=False, lineterminator="\n")
     with whole_file(output.with_suffix(".md")) as temporary:
         temporary.write_text(_markdown(means, methods, datasets), encoding="utf-8")
+
+
+def _stage(name: str) -> tuple[int, str]:
+    known = ("projection", "statistics", "hyperparameters")
+    return (known.index(name) if name in known else len(known), name)
 
 
 def _markdown(means: pd.DataFrame, methods: Mapping[str, str], datasets: Mapping[str, str]) -> str:
