@@ -48,8 +48,8 @@ def cost_table(
     frame = pd.DataFrame(rows)
     last = ["total", "epochs", "atoms"]
     # In the order in which a fit goes through them, as far as any fit tells.
-    stages = sorted((c for c in frame.columns if c not in ("dataset", "method", *last)), key=_stage)
-    frame = frame[["dataset", "method", *stages, *last]]
+    columns = sorted((c for c in frame.columns if c not in ("dataset", "method", *last)), key=_stage)
+    frame = frame[["dataset", "method", *columns, *last]]
     groups = frame.groupby(["dataset", "method"], sort=False)
     means = groups.mean().join(groups.size().rename("fits"))
     order = [(d, m) for d in datasets for m in methods if (d, m) in means.index]

@@ -1,7 +1,8 @@
 """Orb, a direct force field: Rhodes et al., "Orb-v3: atomistic simulation at scale", arXiv:2504.06231.
 
 Works with orb-models 0.5 (Python 3.11) and with 0.6 and later (3.12), whose modules moved: everything that
-differs between them is in ``_graph_builder`` and ``_architecture``.
+differs between them is in ``_graph_builder``, ``_architecture`` and
+``output_is_normalised``.
 """
 
 from collections.abc import Sequence
@@ -82,6 +83,15 @@ def _graph_builder(options: Options) -> Any:
         ),
         base.batch_graphs,
     )
+
+
+def output_is_normalised(head: Any) -> bool:
+    """Return whether a force head's forward gives the normalised output.
+
+    Until orb-models 0.5 it did, and net force and torque were taken from that; since 0.6 forward gives eV/Å, and
+    they are taken from the force itself, so that the normaliser's mean falls away with the net force.
+    """
+    return hasattr(head, "denormalize")
 
 
 def graphs(structures: "Sequence[Structure]", options: Options) -> Any:

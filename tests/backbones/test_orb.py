@@ -91,6 +91,10 @@ def test_last_layer_and_what_follows_give_the_models_forces(checkpoint, structur
         zbl = backbone.zbl(batch).numpy()
     assert np.abs(zbl).max() > 0.01
     raw = phi @ head.out_weight.T + head.out_bias
+    # Where in the chain the normaliser stands depends on orb-models' version; that it stands there does not.
+    early = not orb.output_is_normalised(model.heads["forces"])
+    if early:
+        raw = raw * head.std + head.mean
     assert head.remove_mean
     assert head.remove_torque
     start = 0
@@ -103,7 +107,8 @@ def test_last_layer_and_what_follows_give_the_models_forces(checkpoint, structur
             basis = np.stack([np.cross(axis, r).ravel() for axis in np.eye(3)], axis=1)
             torque = np.cross(r, f).sum(axis=0)
             f = f - (basis @ np.linalg.lstsq(basis.T @ basis, torque, rcond=None)[0]).reshape(-1, 3)
-        np.testing.assert_allclose(f * head.std + head.mean + zbl[rows], own[rows], rtol=2e-4, atol=2e-5)
+        f = f if early else f * head.std + head.mean
+        np.testing.assert_allclose(f + zbl[rows], own[rows], rtol=2e-4, atol=2e-5)
         start += len(s)
 
 

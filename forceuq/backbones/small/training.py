@@ -63,8 +63,9 @@ def _batch(frames: Sequence[_Frame], collate: Any, rotations: np.ndarray[Any, An
 
 def _output(model: Any, batch: Any) -> Tensor:
     """Return the head's normalised output."""
-    output: Tensor = model.heads["forces"](model.model(batch)["node_features"], batch)
-    return output
+    head = model.heads["forces"]
+    output: Tensor = head(model.model(batch)["node_features"], batch)
+    return output if orb.output_is_normalised(head) else output / head.normalizer.bn.running_var.sqrt()
 
 
 def _order(n: int, options: Options, epoch: int) -> Iterator[tuple[list[int], np.ndarray[Any, Any]]]:
@@ -91,7 +92,7 @@ def held_out_errors(model: Any, frames: Sequence[_Frame], collate: Any) -> dict[
     with torch.no_grad():
         for frame in frames:
             batch, target = _batch([frame], collate, None)
-            error = model.heads["forces"].denormalize(_output(model, batch), batch) - target
+            error = model.heads["forces"].predict(model.model(batch)["node_features"], batch) - target
             total = sums.setdefault(frame.kind, [0.0, 0.0, 0.0])
             for index, value in enumerate((error.abs().sum(), target.abs().sum(), target.numel())):
                 total[index] += float(value)
