@@ -5,7 +5,6 @@ Units: Å, eV, eV/Å.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from forceuq.errors import DataError
 from forceuq.files import whole_file, write_json
+from forceuq.parquet_schema import open_parquet, schema_metadata
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 SCHEMA = "structures"
 VERSION = 1
 ROW_GROUP = 1000
-METADATA_KEY = b"forceuq"
 DEFAULT_MAX_BAD_FRACTION = 0.01
 _HEAVIEST = 118
 _REPORTED = 1000
@@ -169,8 +168,7 @@ class StructureWriter:
         self.n_rejected = 0
         self._rejected: list[dict[str, str]] = []
         self._reasons: Counter[str] = Counter()
-        header = {**(metadata or {}), "schema": SCHEMA, "version": VERSION}
-        self._schema = _FIELDS.with_metadata({METADATA_KEY: json.dumps(header, sort_keys=True).encode()})
+        self._schema = _FIELDS.with_metadata(schema_metadata(SCHEMA, VERSION, metadata))
         self._rows: list[Structure] = []
         self._seen: set[bytes] = set()
         self._stack = ExitStack()
@@ -275,30 +273,6 @@ def _table(rows: list[Structure], schema: pa.Schema) -> pa.Table:
         ],
         schema=schema,
     )
-
-
-def open_parquet(path: str | Path, schema: str, version: int) -> tuple[pq.ParquetFile, dict[str, Any]]:
-    """Open a Parquet file of a known schema; return it and its metadata.
-
-    Raises:
-        DataError: the file is missing, damaged, or of another schema or version.
-    """
-    try:
-        file = pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise DataError("there is no such file", file=path) from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"not a whole Parquet file ({error}); delete it and make it again", file=path) from error
-    metadata = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
-    found = (metadata.get("schema"), metadata.get("version"))
-    if found != (schema, version):
-        file.close()
-        raise DataError(
-            f"holds schema {found[0]!r} version {found[1]}, not {schema!r} version {version}; make it again "
-            "with this version of forceuq",
-            file=path,
-        )
-    return file, metadata
 
 
 def structures_metadata(path: str | Path) -> dict[str, Any]:
