@@ -121,11 +121,10 @@ def evaluate(
             nll, mahalanobis = white.scores(a, b)
             # A spread of float32 rounding may lie a hair under zero; the floor is positive definite.
             variance = a * block.floor[:, :3] + b * np.maximum(block.spread[:, :3], 0.0)
-            z = np.sqrt(squares / variance).ravel()
             total.nll.append(float(nll.sum()))
             total.mahalanobis.append(float(mahalanobis.sum()))
             total.trace.append(float(variance.sum()))
-            total.counts += np.bincount(np.searchsorted(_QUANTILES, z), minlength=len(LEVELS) + 1)
+            total.counts += np.bincount(_level_index(squares, variance).ravel(), minlength=len(LEVELS) + 1)
         n += len(block)
     if n == 0:
         raise DataError("there are no atoms to evaluate", file=file)
@@ -139,6 +138,21 @@ def evaluate(
         _finish(total, common, ranking, a * floor + b * spread, n)
         for (a, b), total in zip(calibrations, sums, strict=True)
     )
+
+
+def _level_index(squares: NDArray[np.float64], variance: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return for each component the first of ``LEVELS`` whose central interval holds it (99: none)."""
+    return np.searchsorted(_QUANTILES, np.sqrt(squares / variance))
+
+
+def level_counts(residual: NDArray[np.float64], variance: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return (n, 100), how many of each atom's components (n, 3) fall to each index of ``_level_index``.
+
+    Coverage at ``LEVELS`` is the cumulative sum of all but the last, over the number of components.
+    """
+    index = _level_index(residual**2, variance) + (len(LEVELS) + 1) * np.arange(len(residual))[:, None]
+    counts = np.bincount(index.ravel(), minlength=len(residual) * (len(LEVELS) + 1))
+    return counts.reshape(len(residual), -1)
 
 
 def _finish(

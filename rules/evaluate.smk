@@ -45,8 +45,8 @@ rule metrics:
 
 rule merge_metrics:
     input:
-        metrics=of_all_fits(RUN / "metrics" / FIT),
-        curves=of_all_fits(RUN / "curves" / FIT),
+        metrics=of_all(EVALUATED, RUN / "metrics" / FIT),
+        curves=of_all(EVALUATED, RUN / "curves" / FIT),
     output:
         metrics=RUN / "metrics.parquet",
         curves=RUN / "curves.parquet",

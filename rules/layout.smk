@@ -23,13 +23,14 @@ TASKS = {
     for name, dataset in CONFIG.datasets.items()
     for task in load_source(dataset.kind).tasks(name, dataset.options)
 }
-# One entry a fit: method, data set, task, seed.
-FITS = [
-    (method, dataset, task, seed)
-    for method in CONFIG.methods
-    for dataset, task in TASKS
-    for seed in CONFIG.seeds_of(method)
-]
+# Methods that are fitted, those that combine fits of others, and those of either that are in the results.
+COMBINED = {
+    name: method.combines
+    for name, method in CONFIG.methods.items()
+    if method.combines is not None
+}
+FITTED = [name for name in CONFIG.methods if name not in COMBINED]
+EVALUATED = [name for name, method in CONFIG.methods.items() if method.evaluate]
 FIT = "{method}/{dataset}/{task}/seed{seed}"
 
 
@@ -57,11 +58,13 @@ def feature_folders(references):
     ]
 
 
-def of_all_fits(pattern):
-    """A path pattern filled in for every fit of this run."""
+def of_all(methods, pattern):
+    """A path pattern filled in for every data set, task and seed of some methods."""
     return [
         str(pattern).format(method=method, dataset=dataset, task=task, seed=seed)
-        for method, dataset, task, seed in FITS
+        for method in methods
+        for dataset, task in TASKS
+        for seed in CONFIG.seeds_of(method)
     ]
 
 
@@ -73,34 +76,17 @@ def code(script, *modules, data=()):
     )
 
 
-def datasets_with(origin):
-    """A wildcard pattern of the data sets whose raw file is downloaded, or generated."""
-    names = [name for name, dataset in DATASETS.items() if origin in dataset.origin]
+def one_of(names):
+    """A wildcard pattern of some names."""
     return "|".join(names) or "NONE"
 
 
-def code_of_method(script, wildcards):
-    return code(script, f"forceuq.methods.{CONFIG.methods[wildcards.method].kind}")
+def datasets_with(origin):
+    """A wildcard pattern of the data sets whose raw file is downloaded, or generated."""
+    return one_of(name for name, data in DATASETS.items() if origin in data.origin)
 
 
-def start_of(wildcards):
-    """The fit that this one starts from, if its method names one."""
-    start = CONFIG.methods[wildcards.method].starts_from
-    if start is None:
-        return []
-    return [
-        RUN / "fits" / FIT.format(**{**dict(wildcards.items()), "method": start}),
-    ]
-
-
-def splits_to_predict(wildcards):
-    """Feature folders by split; the prefix keeps split names apart from Snakemake's own attributes."""
-    task = task_of(wildcards)
-    splits = {"validation": task.validation, **task.evaluate}
-    return {f"split_{name}": feature_folders(parts) for name, parts in splits.items()}
-
-
-METHOD_LABELS = {name: method.label for name, method in CONFIG.methods.items()}
+METHOD_LABELS = {name: CONFIG.methods[name].label for name in EVALUATED}
 DATASET_LABELS = {name: dataset.label for name, dataset in CONFIG.datasets.items()}
 
 

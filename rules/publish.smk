@@ -31,7 +31,7 @@ rule table2:
 
 rule costs:
     input:
-        fits=of_all_fits(RUN / "fits" / FIT),
+        fits=of_all(FITTED, RUN / "fits" / FIT),
     output:
         csv=RUN / "tables/costs.csv",
         markdown=report(RUN / "tables/costs.md", category="Tables"),
@@ -43,8 +43,8 @@ rule costs:
     conda:
         "../envs/conda-cpu.yaml"
     params:
-        fits=[[dataset, method] for method, dataset, _, _ in FITS],
-        methods=METHOD_LABELS,
+        fits=of_all(FITTED, FIT),
+        methods={name: CONFIG.methods[name].label for name in FITTED},
         datasets=DATASET_LABELS,
         code=code("costs.py"),
     message:

@@ -7,10 +7,10 @@ from forceuq.logs import logged
 
 
 def main(job) -> None:
-    fits = [
-        (dataset, method, Path(folder))
-        for (dataset, method), folder in zip(job.params.fits, job.input.fits, strict=True)
-    ]
+    fits = []
+    for name, folder in zip(job.params.fits, job.input.fits, strict=True):
+        method, dataset, *_ = name.split("/")
+        fits.append((dataset, method, Path(folder)))
     with logged(job.log[0]):
         cost_table(fits, Path(job.output.csv), job.params.methods, job.params.datasets)
 

@@ -4,19 +4,23 @@ import shutil
 from pathlib import Path
 
 from forceuq.logs import logged
-from forceuq.methods import TrainingData, load_method
+from forceuq.methods import BackboneSource, TrainingData, load_method, structure_parts
 
 
 def main(job) -> None:
     method = load_method(job.params.kind)
     checkpoints = Path(job.params.checkpoints)
     start = job.input.get("start")
+    backbone = job.params.backbone
     with logged(job.log[0]):
         fitted = method.fit(
             TrainingData(
                 train=tuple(map(Path, job.input.train)),
                 validation=tuple(map(Path, job.input.validation)),
                 head=Path(job.input.head),
+                train_structures=structure_parts(job.params.train_parts),
+                validation_structures=structure_parts(job.params.validation_parts),
+                backbone=BackboneSource(weights=Path(job.input.weights), **backbone) if backbone else None,
             ),
             method.Options(**job.params.options),
             seed=int(job.wildcards.seed),

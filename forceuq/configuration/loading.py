@@ -70,7 +70,7 @@ def _locate(location: tuple[str | int, ...], values: Any) -> tuple[list[str], An
             if step in value:
                 value = value[step]
                 path.append(str(step))
-            elif value.get("kind") == step and not last:
+            elif value.get("kind") == step:
                 continue
             elif last:
                 path.append(str(step))

@@ -122,6 +122,23 @@ class BackboneConfig(Model):
         return identity([self.kind, self.options.model_dump(mode="json"), self.weights.model_dump(mode="json")])
 
 
+class CombinationConfig(Model):
+    """Which fits of another method are combined."""
+
+    method: Name = Field(description="Entry of `methods` whose predictions are combined.")
+    members: tuple[tuple[int, ...], ...] = Field(
+        min_length=1, description="The seeds of each ensemble; the first ensemble counts as seed 0, and so on."
+    )
+
+    @field_validator("members")
+    @classmethod
+    def _at_least_two(cls, value: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+        for seeds in value:
+            if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
+                raise ValueError(f"{list(seeds)} is not an ensemble: at least two different seeds are needed")
+        return value
+
+
 class MethodConfig(Model):
     """One row of the benchmark: a method with its settings."""
 
@@ -135,6 +152,24 @@ class MethodConfig(Model):
     seeds: tuple[int, ...] | None = Field(
         default=None, description="Seeds of this method, where they differ from the run's."
     )
+    combines: CombinationConfig | None = Field(
+        default=None, description="For kinds that combine fits of another entry: which."
+    )
+    evaluate: bool = Field(
+        default=True, description="Whether it is in metrics, tables and figures; members of an ensemble need not be."
+    )
+
+    @model_validator(mode="after")
+    def _combination(self) -> "MethodConfig":
+        if methods.combines_members(self.kind) != (self.combines is not None):
+            raise ValueError(
+                f"kind '{self.kind}' combines fits of another method: say which under 'combines'"
+                if self.combines is None
+                else f"kind '{self.kind}' is fitted itself: 'combines' has no meaning for it"
+            )
+        if self.combines is not None and (self.seeds is not None or self.starts_from is not None):
+            raise ValueError("the seeds of a combination are its 'members', and it starts from nothing else")
+        return self
 
 
 class FeaturesConfig(Model):
@@ -236,21 +271,41 @@ class Configuration(Model):
                 if start in seen:
                     raise ValueError(f"methods.{name}.starts_from: {' -> '.join([*seen, start])} is a circle")
                 _known(f"methods.{name}.starts_from", start, self.methods)
+                if self.methods[start].combines is not None:
+                    raise ValueError(f"methods.{name}.starts_from: '{start}' is a combination, not a fit")
                 missing = set(self.seeds_of(name)) - set(self.seeds_of(start))
                 if missing:
                     raise ValueError(f"methods.{name}.starts_from: '{start}' has no seeds {sorted(missing)}")
                 seen.append(start)
                 start = self.methods[start].starts_from
+        for name, method in self.methods.items():
+            self._members(name, method.combines)
+        shown = {name: method for name, method in self.methods.items() if method.evaluate}
+        if not shown:
+            raise ValueError("'methods' has nothing to evaluate")
         if self.figures.surface is not None:
-            _known("figures.surface.method", self.figures.surface.method, self.methods)
+            _known("figures.surface.method", self.figures.surface.method, shown)
         if self.figures.recalibration_method is not None:
-            _known("figures.recalibration_method", self.figures.recalibration_method, self.methods)
+            _known("figures.recalibration_method", self.figures.recalibration_method, shown)
         return self
+
+    def _members(self, name: str, combination: CombinationConfig | None) -> None:
+        if combination is None:
+            return
+        key = f"methods.{name}.combines"
+        _known(f"{key}.method", combination.method, self.methods)
+        if self.methods[combination.method].combines is not None:
+            raise ValueError(f"{key}.method: '{combination.method}' is a combination itself")
+        missing = {seed for seeds in combination.members for seed in seeds} - set(self.seeds_of(combination.method))
+        if missing:
+            raise ValueError(f"{key}.members: '{combination.method}' has no seeds {sorted(missing)}")
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """Return the seeds of a method."""
-        own = self.methods[method].seeds
-        return self.seeds if own is None else own
+        entry = self.methods[method]
+        if entry.combines is not None:
+            return tuple(range(len(entry.combines.members)))
+        return self.seeds if entry.seeds is None else entry.seeds
 
 
 def _known(key: str, value: str, among: dict[str, Any]) -> None:

@@ -52,7 +52,8 @@ def _lines(model: type[BaseModel], depth: int, skip: tuple[str, ...] = ()) -> It
                 yield f"{indent}  <{kind or name}>:"
                 yield from _lines(member, depth + 2)
         elif members:
-            yield f"{indent}{name}:" + (" # null unless given" if field.default is None else "")
+            empty = " {}" if not any(member.model_fields for member in members) else ""
+            yield f"{indent}{name}:{empty}" + (" # null unless given" if field.default is None else "")
             for number, member in enumerate(members):
                 if len(members) > 1:
                     yield f"{indent}  # {'or ' if number else ''}kind {_kind(member)}"

@@ -7,13 +7,36 @@ and ``load``; heavy imports are inside functions, so that a configuration is che
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from forceuq.errors import ConfigurationError
 from forceuq.predictions import PredictionBlock
+
+
+@dataclass(frozen=True)
+class StructurePart:
+    """Where the structures of one part lie: its data set's structures and splits files, and its name in them."""
+
+    structures: Path
+    splits: Path
+    name: str
+
+
+def structure_parts(places: Iterable[Sequence[str]]) -> tuple[StructurePart, ...]:
+    """Return the parts of (structures file, splits file, name of the part) triples."""
+    return tuple(StructurePart(Path(structures), Path(splits), name) for structures, splits, name in places)
+
+
+@dataclass(frozen=True)
+class BackboneSource:
+    """What a backbone is loaded from: its kind, the file of its weights, and its options as plain values."""
+
+    kind: str
+    weights: Path
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -24,11 +47,17 @@ class TrainingData:
         train: feature caches of the training parts.
         validation: those of the validation parts.
         head: the backbone's force head, a file of ``forceuq.backbones.head.ForceHead``.
+        train_structures: the training parts themselves; for kinds with ``NEEDS_STRUCTURES`` only, else empty.
+        validation_structures: the validation parts likewise.
+        backbone: the backbone itself likewise.
     """
 
     train: tuple[Path, ...]
     validation: tuple[Path, ...]
     head: Path
+    train_structures: tuple[StructurePart, ...] = ()
+    validation_structures: tuple[StructurePart, ...] = ()
+    backbone: BackboneSource | None = None
 
 
 class FittedMethod(Protocol):
@@ -37,12 +66,22 @@ class FittedMethod(Protocol):
     def save(self, directory: Path) -> None:
         """Write everything that ``load`` of the kind's module needs."""
 
-    def predict(self, feature_dirs: Sequence[Path]) -> Iterator[PredictionBlock]:
-        """Yield the predictions for all atoms of the caches of a split's parts, in their order."""
+    def predict(
+        self, feature_dirs: Sequence[Path], structures: Sequence[StructurePart] = ()
+    ) -> Iterator[PredictionBlock]:
+        """Yield the predictions for all atoms of a split's parts, in their order.
+
+        Args:
+            feature_dirs: the parts' feature caches.
+            structures: the parts themselves, for kinds with ``NEEDS_STRUCTURES`` only.
+        """
 
 
 class MethodModule(Protocol):
-    """The interface of a kind's module."""
+    """The interface of a kind's module.
+
+    A kind that works on structures rather than on cached features says ``NEEDS_STRUCTURES = True``.
+    """
 
     Options: type[Any]
 
@@ -59,8 +98,18 @@ class MethodModule(Protocol):
             starts_from: directory of another fit, for kinds that can start from one.
         """
 
-    def load(self, directory: Path) -> FittedMethod:
-        """Read what ``FittedMethod.save`` wrote."""
+    def load(self, directory: Path, backbone: BackboneSource | None = None) -> FittedMethod:
+        """Read what ``FittedMethod.save`` wrote; ``backbone`` for kinds with ``NEEDS_STRUCTURES`` only."""
+
+
+def needs_structures(kind: str) -> bool:
+    """Return whether methods of a kind work on structures rather than on cached features."""
+    return bool(getattr(load_method(kind), "NEEDS_STRUCTURES", False))
+
+
+def combines_members(kind: str) -> bool:
+    """Return whether a kind combines the predictions of another method's fits instead of being fitted."""
+    return hasattr(load_method(kind), "combine")
 
 
 def kinds() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from forceuq.errors import ConfigurationError, DataError
 from forceuq.files import read_json, whole_file, write_json
-from forceuq.methods import TrainingData
+from forceuq.methods import BackboneSource, StructurePart, TrainingData
 from forceuq.predictions import PredictionBlock, pack_symmetric
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ class FittedBLL:
         # Last: load needs it, so a directory with it is whole.
         write_json(directory / "options.json", {"kind": "bll", **self.options.model_dump(mode="json")})
 
-    def predict(self, feature_dirs: Sequence[Path]) -> Iterator[PredictionBlock]:
+    def predict(
+        self, feature_dirs: Sequence[Path], structures: Sequence[StructurePart] = ()
+    ) -> Iterator[PredictionBlock]:
         """Yield mean (ZBL added back), floor Sigma_e and spread u Sigma_e (eq. 8) of every atom.
 
         Raises:
@@ -214,7 +216,7 @@ def fit(
     return FittedBLL(options, _with_mean(head, posterior), posterior, learned, report)
 
 
-def load(directory: Path) -> FittedBLL:
+def load(directory: Path, backbone: BackboneSource | None = None) -> FittedBLL:
     """Read what ``FittedBLL.save`` wrote.
 
     Raises:

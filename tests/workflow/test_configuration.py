@@ -57,6 +57,44 @@ def test_faults_are_named(path, value, message):
         load_configuration(changed(path, value))
 
 
+def ensemble(**changes):
+    """Return the demo's configuration with an ensemble of BLLs."""
+    entry = {"kind": "ensemble", "label": "E", "combines": {"method": "bll-mse", "members": [[0, 1], [1, 2]]}}
+    return changed("methods.ensemble", {**entry, **changes})
+
+
+def test_each_ensemble_is_a_seed():
+    config = load_configuration(ensemble())
+    assert config.seeds_of("ensemble") == (0, 1)
+    assert config.seeds_of("bll-mse") == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"combines": None}, r"methods\.ensemble: .*say which under 'combines'"),
+        ({"combines": {"method": "bll-ms", "members": [[0, 1]]}}, r"no 'bll-ms'; did you mean 'bll-mse'"),
+        ({"combines": {"method": "ensemble", "members": [[0, 1]]}}, r"'ensemble' is a combination itself"),
+        ({"combines": {"method": "bll-mse", "members": [[0, 7]]}}, r"'bll-mse' has no seeds \[7\]"),
+        ({"combines": {"method": "bll-mse", "members": [[1, 1]]}}, r"\[1, 1\] is not an ensemble"),
+        ({"combines": {"method": "bll-mse", "members": [[1]]}}, r"\[1\] is not an ensemble"),
+        ({"seeds": [0]}, r"seeds of a combination are its 'members'"),
+        ({"kind": "bll"}, r"'combines' has no meaning"),
+        ({"evaluate": "perhaps"}, r"methods\.ensemble\.evaluate: .*perhaps"),
+    ],
+)
+def test_faults_of_an_ensemble_are_named(changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        load_configuration(ensemble(**changes))
+
+
+def test_what_is_shown_must_be_evaluated():
+    config = ensemble()
+    config["methods"]["bll-nlml-evidence"]["evaluate"] = False
+    with pytest.raises(ConfigurationError, match=r"figures\.surface\.method: there is no 'bll-nlml-evidence'"):
+        load_configuration(config)
+
+
 def test_null_takes_an_entry_away():
     assert set(load_configuration(changed("datasets.alloys", None)).datasets) == {"molecules"}
 

@@ -109,6 +109,74 @@ def test_another_run_shares_the_caches(project):
     assert project.would_run() == expected
 
 
+NEW_METHOD = '''
+"""Predicts no force with a variance of one."""
+
+import numpy as np
+from pydantic import BaseModel
+
+from forceuq.features.cache import FeatureReader
+from forceuq.files import write_json
+from forceuq.predictions import PredictionBlock
+
+
+class Options(BaseModel):
+    """None."""
+
+
+class Nothing:
+    def save(self, directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "report.json", {"seconds": {"fit": 0.0}})
+
+    def predict(self, feature_dirs, structures=()):
+        for block in FeatureReader(feature_dirs).blocks():
+            n = len(block)
+            part = np.full(n, block.part_index, dtype=np.int16)
+            unit = np.tile([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], (n, 1))
+            ids = (block.structure, block.atom, block.number, part)
+            yield PredictionBlock(*ids, block.force, np.zeros((n, 3)), unit, 0.0 * unit)
+
+
+def fit(data, options, seed, checkpoints, starts_from=None):
+    return Nothing()
+
+
+def load(directory, backbone=None):
+    return Nothing()
+'''
+
+
+def test_a_method_is_one_file_and_one_entry_and_an_ensemble_one_entry(project):
+    (project.folder / "forceuq/methods/nothing.py").write_text(NEW_METHOD)
+    config = yaml.safe_load(project.config.read_text())
+    config["methods"]["nothing"] = {"kind": "nothing", "label": "Nothing"}
+    config["methods"]["members"] = {
+        "kind": "bll",
+        "label": "Member",
+        "seeds": [5, 6, 7],
+        "evaluate": False,
+        "options": {"projection": "mse", "max_epochs": 1},
+    }
+    config["methods"]["ensemble"] = {
+        "kind": "ensemble",
+        "label": "Ensemble",
+        "combines": {"method": "members", "members": [[5, 6], [6, 7]]},
+    }
+    project.config.write_text(yaml.safe_dump(config))
+    added = {"fit": 2 + 6, "predict": 2 + 6, "combine": 4, "calibrate": 2 + 4, "metrics": 2 + 4}
+    assert project.would_run() == {**added, **AFTER_FITS}
+    project.snakemake()
+    metrics = pd.read_parquet(project.folder / "results/tiny/metrics.parquet")
+    assert set(metrics["method"]) == {"bll-mse", "bll-pretrained", "nothing", "ensemble"}
+    assert set(metrics.loc[metrics["method"] == "ensemble", "seed"]) == {0, 1}
+    table = (project.folder / "results/tiny/tables/table2.md").read_text()
+    assert "Nothing" in table
+    assert "Ensemble" in table
+    assert "Member" not in table
+    assert project.would_run() == {}
+
+
 def test_a_typo_stops_before_any_job(project):
     done = project.snakemake("--config", "calibration=[none]", check=False)
     assert done.returncode != 0
