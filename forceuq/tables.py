@@ -70,6 +70,7 @@ def table2(
     splits: SplitLabels,
     methods: Mapping[str, str],
     *,
+    comparisons: Mapping[str, Path] | None = None,
     calibrations: Mapping[str, str] = CALIBRATION_LABELS,
     paper: Mapping[str, str] | None = None,
     paper_methods: Sequence[str] = ("Recalibrated BLL",),
@@ -78,13 +79,15 @@ def table2(
     """Write the paper's Table 2: MAE, ECE, Spearman and NLL by split, method and calibration.
 
     Writes ``output`` with the suffixes .csv (full precision: mean, standard deviation and n of each metric),
-    .md and .tex (mean ± standard deviation, the best of each split in bold).
+    .md and .tex (mean ± standard deviation, in bold the best of each split and what the data cannot tell from
+    it).
 
     Args:
         metrics: the merged metrics.
         output: where, any suffix.
         splits: (dataset, split, label) of the row groups in order; the table must have each of them.
         methods: labels of the methods by name, in order.
+        comparisons: what ``forceuq.comparisons.compare`` wrote, by data set; without it only the best is bold.
         calibrations: labels of the calibrations by kind, in order.
         paper: our dataset's name -> the paper's ("mptrj", "rmd17"), to add the paper's own numbers as rows
             marked as such (never in bold, never averaged with ours); None: none.
@@ -99,10 +102,12 @@ def table2(
     with whole_file(output.with_suffix(".csv")) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
     best = _best(frame)
+    if comparisons is not None:
+        best |= _not_worse(frame, splits, methods, calibrations, comparisons)
     with whole_file(output.with_suffix(".md")) as temporary:
-        temporary.write_text(_markdown(frame, best, decimals), encoding="utf-8")
+        temporary.write_text(_markdown(frame, best, decimals, _bold(comparisons)), encoding="utf-8")
     with whole_file(output.with_suffix(".tex")) as temporary:
-        temporary.write_text(_latex(frame, best, decimals), encoding="utf-8")
+        temporary.write_text(_latex(frame, best, decimals, _bold(comparisons)), encoding="utf-8")
 
 
 def table2_frame(
@@ -183,6 +188,31 @@ def _best(frame: pd.DataFrame) -> set[tuple[int, str]]:
     return best
 
 
+def _not_worse(
+    frame: pd.DataFrame,
+    splits: SplitLabels,
+    methods: Mapping[str, str],
+    calibrations: Mapping[str, str],
+    comparisons: Mapping[str, Path],
+) -> set[tuple[int, str]]:
+    """Return (row, metric) of what a comparison does not find worse than the best of its split."""
+    ours = frame[frame["source"] == "this run"]
+    rows = {(row["split"], row["method"], row["calibration"]): int(str(i)) for i, row in ours.iterrows()}
+    found = set()
+    for dataset, split, label in splits:
+        path = comparisons[dataset]
+        try:
+            table = pd.read_csv(path)
+            table = table[(table["split"] == split) & ~table["worse"].astype(bool)]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"not a table of comparisons ({error}); make it again", file=path) from error
+        for entry in table.to_dict("records"):
+            kind = entry["calibration"]
+            if entry["method"] in methods and kind in calibrations:
+                found.add((rows[label, methods[entry["method"]], calibrations[kind]], str(entry["metric"])))
+    return found
+
+
 def _cell(row: pd.Series, metric: str, decimals: int, plus_minus: str) -> str:
     mean, std = row[f"{metric}_mean"], row[f"{metric}_std"]
     if pd.isna(mean):
@@ -191,7 +221,15 @@ def _cell(row: pd.Series, metric: str, decimals: int, plus_minus: str) -> str:
     return text if pd.isna(std) else f"{text}{plus_minus}{std:.{decimals}f}"
 
 
-def _counts(frame: pd.DataFrame) -> str:
+def _bold(comparisons: Mapping[str, Path] | None) -> str:
+    if comparisons is None:
+        return "Bold: best of the split."
+    return (
+        "Bold: best of the split, and what is not worse than it at 95 % in a paired bootstrap over the test structures."
+    )
+
+
+def _counts(frame: pd.DataFrame, bold: str) -> str:
     """Return the sentence that says over how many fits the means go."""
     ours = frame[frame["source"] == "this run"]
     counts = sorted({int(n) for m in TABLE2_METRICS for n in ours[f"{m}_n"].dropna() if n})
@@ -200,7 +238,7 @@ def _counts(frame: pd.DataFrame) -> str:
     over = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]} (see the CSV)"
     return (
         f"Mean ± sample standard deviation over seeds and tasks, {over} fits a row; no ± where there is but "
-        "one. MAE in eV/Å, NLL a force component. Bold: best of the split."
+        f"one. MAE in eV/Å, NLL a force component. {bold}"
     )
 
 
@@ -213,7 +251,7 @@ def _notes(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def _markdown(frame: pd.DataFrame, best: set[tuple[int, str]], decimals: int) -> str:
+def _markdown(frame: pd.DataFrame, best: set[tuple[int, str]], decimals: int, bold: str) -> str:
     heads = [f"{_LABELS[m]} ({'↑' if m in _HIGHER_IS_BETTER else '↓'})" for m in TABLE2_METRICS]
     lines = [
         "| " + " | ".join(["Split", "Method", "Calibration", *heads]) + " |",
@@ -233,7 +271,7 @@ def _markdown(frame: pd.DataFrame, best: set[tuple[int, str]], decimals: int) ->
             cells.append(f"{mark}{text}{mark}")
         lines.append("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
         previous = row["split"]
-    lines += ["", _counts(frame)]
+    lines += ["", _counts(frame, bold)]
     if (frame["source"] == "paper").any():
         lines.append(f"Rows in italics are the paper's own numbers ({paper_values()['citation']}).")
     if notes := _notes(frame):
@@ -261,7 +299,7 @@ def _tex(text: str) -> str:
     return "".join(_ESCAPES.get(c, c) for c in str(text))
 
 
-def _latex(frame: pd.DataFrame, best: set[tuple[int, str]], decimals: int) -> str:
+def _latex(frame: pd.DataFrame, best: set[tuple[int, str]], decimals: int, bold: str) -> str:
     heads = " & ".join(rf"{_LABELS[m]} ($\{'up' if m in _HIGHER_IS_BETTER else 'down'}arrow$)" for m in TABLE2_METRICS)
     lines = [
         "% needs \\usepackage{booktabs}",
@@ -290,5 +328,5 @@ def _latex(frame: pd.DataFrame, best: set[tuple[int, str]], decimals: int) -> st
         lines.append(" & ".join(cells) + r" \\")
         previous = row["split"]
     lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += ["% " + _counts(frame), *(f"% not defined: {note}" for note in _notes(frame))]
+    lines += ["% " + _counts(frame, bold), *(f"% not defined: {note}" for note in _notes(frame))]
     return "\n".join(lines) + "\n"

@@ -63,3 +63,30 @@ rule merge_metrics:
         "Merging the metrics"
     script:
         "../workflow_scripts/merge_metrics.py"
+
+
+rule compare:
+    input:
+        predictions=lambda w: of_dataset(w.dataset, RUN / "predictions" / FIT),
+        calibrations=lambda w: of_dataset(
+            w.dataset, RUN / "calibrations" / f"{FIT}.json"
+        ),
+    output:
+        comparisons=RUN / "comparisons/{dataset}.csv",
+    log:
+        RUN / "logs/compare/{dataset}.log",
+    benchmark:
+        RUN / "benchmarks/compare/{dataset}.tsv"
+    conda:
+        "../envs/conda-cpu.yaml"
+    params:
+        fits=lambda w: of_dataset(w.dataset, FIT),
+        splits=lambda w: [
+            split for data, split, _ in split_labels(False) if data == w.dataset
+        ],
+        draws=CONFIG.bootstrap_draws,
+        code=code("compare.py"),
+    message:
+        "Asking which methods differ on {wildcards.dataset}"
+    script:
+        "../workflow_scripts/compare.py"

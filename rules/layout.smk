@@ -68,6 +68,17 @@ def of_all(methods, pattern):
     ]
 
 
+def of_dataset(dataset, pattern):
+    """A path pattern filled in for every fit to one data set that is in the results."""
+    return [
+        str(pattern).format(method=method, dataset=dataset, task=task, seed=seed)
+        for method in EVALUATED
+        for name, task in TASKS
+        for seed in CONFIG.seeds_of(method)
+        if name == dataset
+    ]
+
+
 @cache
 def code(script, *modules, data=()):
     """The digest of the library code that a script reaches: the job runs again when it changes."""

@@ -13,6 +13,7 @@ def main(job) -> None:
             Path(job.output.csv),
             job.params.splits,
             job.params.methods,
+            comparisons=dict(zip(job.params.compared, map(Path, job.input.comparisons), strict=True)),
             paper=job.params.paper,
         )
 

@@ -236,6 +236,9 @@ class Configuration(Model):
     calibrations: tuple[CalibrationKind, ...] = Field(
         default=CALIBRATION_KINDS, min_length=1, description="Post-hoc rescalings of the covariance."
     )
+    bootstrap_draws: int = Field(
+        default=1000, ge=100, description="Draws of structures that say which methods differ (bold in the tables)."
+    )
     figures: FiguresConfig = Field(default=FiguresConfig(), description="What the figures show.")
     compare_with_paper: bool = Field(
         default=False, description="Put the paper's own numbers beside ours in the tables."

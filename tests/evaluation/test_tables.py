@@ -137,3 +137,32 @@ def test_the_papers_values_are_whole():
     assert len(cells) == 80
     assert cells.count(None) == 3
     assert printed["table2"]["rmd17/ood"]["Ensemble (LoRA)"]["nll"] == [-0.356, 0.074]
+
+
+def test_what_the_data_cannot_tell_from_the_best_is_bold_too(tmp_path, metrics):
+    compared = [("id", "bll", "none", False), ("id", "bll", "decoupled", True), ("id", "gp", "none", False)]
+    rows = [
+        {"split": split, "metric": "mae", "method": method, "calibration": kind, "worse": worse}
+        for split, method, kind, worse in compared
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "c.csv", index=False)
+    before, after = tmp_path / "before.any", tmp_path / "after.any"
+    table2(metrics, before, SPLITS, METHODS)
+    table2(metrics, after, SPLITS, METHODS, comparisons={"rmd17": tmp_path / "c.csv"})
+
+    def bold(path):
+        lines = path.with_suffix(".md").read_text().splitlines()[2:10]
+        cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+        return {(row, column) for row, line in enumerate(cells) for column in range(3, 7) if "**" in line[column]}
+
+    # Rows of ID: bll raw, bll decoupled, gp raw, gp decoupled.
+    assert bold(after) == bold(before) | {(0, 3), (2, 3)}
+    assert "paired bootstrap" in after.with_suffix(".md").read_text()
+    assert "paired bootstrap" not in before.with_suffix(".md").read_text()
+    assert before.with_suffix(".csv").read_bytes() == after.with_suffix(".csv").read_bytes()
+
+
+def test_damaged_comparisons_are_named(tmp_path, metrics):
+    (tmp_path / "c.csv").write_text("nothing\n")
+    with pytest.raises(DataError, match=r"c\.csv: not a table of comparisons"):
+        table2(metrics, tmp_path / "t.any", SPLITS, METHODS, comparisons={"rmd17": tmp_path / "c.csv"})

@@ -40,6 +40,7 @@ TINY = {
         "bll-nlml": None,
         "bll-nlml-evidence": None,
     },
+    "bootstrap_draws": 100,
     "figures": {"surface": {"method": "bll-mse", "points": 5}, "recalibration_method": "bll-mse"},
 }
 

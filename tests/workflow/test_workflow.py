@@ -13,7 +13,7 @@ import yaml
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
-AFTER_METRICS = {"merge_metrics": 1, "table2": 1, "recalibration_figure": 1, "shift_figure": 1}
+AFTER_METRICS = {"compare": 2, "merge_metrics": 1, "table2": 1, "recalibration_figure": 1, "shift_figure": 1}
 AFTER_FITS = {**AFTER_METRICS, "costs": 1}
 FITS = 4  # two methods, two tasks, one seed
 
@@ -35,6 +35,7 @@ def test_everything_is_there_and_the_metrics_are_complete(finished):
         "tables/table2.md",
         "tables/table2.tex",
         "tables/costs.md",
+        "comparisons/molecules.csv",
         "figures/shift/shift.png",
         "figures/shift/shift.csv",
         "figures/recalibration/recalibration.pdf",

@@ -1,0 +1,21 @@
+"""Compare the methods on every split of a data set."""
+
+from pathlib import Path
+
+from forceuq.comparisons import Evaluated, compare
+from forceuq.logs import logged
+
+
+def main(job) -> None:
+    fits = []
+    for fit, predictions, calibrations in zip(
+        job.params.fits, job.input.predictions, job.input.calibrations, strict=True
+    ):
+        method, _, task, seed = fit.split("/")
+        fits.append(Evaluated(method, task, int(seed.removeprefix("seed")), Path(predictions), Path(calibrations)))
+    with logged(job.log[0]):
+        compare(fits, job.params.splits, Path(job.output.comparisons), draws=job.params.draws)
+
+
+if __name__ == "__main__":
+    main(snakemake)
