@@ -28,6 +28,8 @@ METRICS = ("mae", "ece", "spearman", "nll")
 _HIGHER_IS_BETTER = {"spearman"}
 # Weights of atoms held at once: 80 MB, and a few times that while they are ranked.
 _WEIGHTS = 10_000_000
+# Differences below this, relative to the value, are the order of summation.
+_ROUNDING = 1e-9
 
 Floats = NDArray[np.float64]
 
@@ -74,7 +76,8 @@ def compare(
     Writes CSV with a row for each split, metric, method and calibration: ``value``, the mean over tasks and
     seeds; ``best``, the method and calibration with the best value (``method/calibration``); ``difference``
     from it, positive where this one is worse, with ``low`` and ``high``, the 2.5 and 97.5 % quantiles over the
-    draws; and ``worse``, whether ``low`` is above zero. Metrics that a fit leaves undefined (a rank
+    draws; and ``worse``, whether ``low`` is above zero
+    (and rounding). Metrics that a fit leaves undefined (a rank
     correlation of constants) have no row.
 
     Args:
@@ -128,7 +131,7 @@ def _against_best(metric: str, means: dict[tuple[str, str], Floats]) -> Iterator
             "difference": difference[0],
             "low": low,
             "high": high,
-            "worse": bool(low > 0.0),
+            "worse": bool(low > _ROUNDING * abs(value[0])),
         }
 
 
@@ -175,20 +178,25 @@ def _sample(data: _Split, draws: int, seed: Sequence[int]) -> list[dict[str, Flo
     parts: list[list[dict[str, Floats]]] = [[] for _ in data.nll]
     errors = _Ranks(data.error)
     traces = [_Ranks(trace) for trace in data.trace]
+    # A calibration often leaves the order as it is (always where the spread is a multiple of the floor): ranked once.
+    same = [next(j for j in range(i + 1) if traces[j] == traces[i]) for i in range(len(traces))]
     sizes = np.bincount(data.index).astype(np.float64)
     for weights in _weights(len(data.keys), draws, seed, max(1, _WEIGHTS // len(data.index))):
         components = 3.0 * (weights @ sizes)
         mae = weights @ data.absolute / components
         atoms = weights[:, data.index]
         error_ranks = errors.centred(atoms)
-        for part, nll, counts, trace in zip(parts, data.nll, data.counts, traces, strict=True):
+        spearman: list[Floats] = []
+        for i, (part, nll, counts) in enumerate(zip(parts, data.nll, data.counts, strict=True)):
+            ranked = same[i] < i
+            spearman.append(spearman[same[i]] if ranked else _correlation(atoms, error_ranks, traces[i].centred(atoms)))
             coverage = np.cumsum(weights @ counts, axis=1)[:, :-1] / components[:, None]
             part.append(
                 {
                     "mae": mae,
                     "ece": np.abs(coverage - LEVELS).mean(axis=1),
                     "nll": weights @ nll / components,
-                    "spearman": _correlation(atoms, error_ranks, trace.centred(atoms)),
+                    "spearman": spearman[i],
                 }
             )
     return [{metric: np.concatenate([p[metric] for p in part]) for metric in METRICS} for part in parts]
@@ -213,6 +221,11 @@ class _Ranks:
         self._first = np.flatnonzero(new)
         self._group = np.empty(len(values), dtype=np.int64)
         self._group[self._order] = np.cumsum(new) - 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Ranks) and np.array_equal(self._group, other._group)
+
+    __hash__ = None  # type: ignore[assignment]
 
     def centred(self, weights: Floats) -> Floats:
         """Return the ranks less their mean, (draws, N), for weights (draws, N)."""

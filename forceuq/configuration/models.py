@@ -237,7 +237,7 @@ class Configuration(Model):
         default=CALIBRATION_KINDS, min_length=1, description="Post-hoc rescalings of the covariance."
     )
     bootstrap_draws: int = Field(
-        default=1000, ge=100, description="Draws of structures that say which methods differ (bold in the tables)."
+        default=400, ge=100, description="Draws of structures that say which methods differ (bold in the tables)."
     )
     figures: FiguresConfig = Field(default=FiguresConfig(), description="What the figures show.")
     compare_with_paper: bool = Field(
