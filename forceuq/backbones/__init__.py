@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from forceuq.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from forceuq.backbones.head import ForceHead
     from forceuq.data.structures import Structure
@@ -42,6 +42,27 @@ class Backbone(Protocol):
         """Return the force head's layers and what follows them."""
 
 
+class TrainableBackbone(Backbone, Protocol):
+    """A backbone whose weights can be trained: what fine-tuning needs beyond a frozen one.
+
+    Args:
+        model: all weights.
+        force_scale: standard deviation of the forces as the head normalises them, eV/Å.
+    """
+
+    model: "nn.Module"
+    force_scale: float
+
+    def head_forces(self, features: "Tensor", batch: Any) -> "Tensor":
+        """Return (n, 3) eV/Å, the head's forces of node features, before ``zbl``; differentiable."""
+
+    def message_mlps(self) -> "dict[str, nn.Module]":
+        """Return the node and edge MLPs of every message-passing layer, by their names in ``model``."""
+
+    def force_mlp(self) -> "tuple[str, nn.Module]":
+        """Return the force head's MLP with its name in ``model``."""
+
+
 class BackboneModule(Protocol):
     """The interface of a kind's module."""
 
@@ -52,6 +73,12 @@ class BackboneModule(Protocol):
 
     def graphs(self, structures: "Sequence[Structure]", options: Any) -> Any:
         """Return one batch of graphs on the CPU; needs no model, so that other processes can do it."""
+
+    def collate(self, graphs: "Sequence[Any]", options: Any) -> Any:
+        """Return one batch of what ``graphs`` made; only kinds that can be fine-tuned need it."""
+
+    def untrained(self, weights: Path, options: Any, seed: int, device: str = "cpu") -> Backbone:
+        """Return the backbone with random weights, normalised as ``weights`` is; likewise."""
 
 
 def kinds() -> tuple[str, ...]:

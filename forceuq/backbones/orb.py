@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from forceuq.errors import DataError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from forceuq.backbones.head import ForceHead
     from forceuq.data.structures import Structure
@@ -112,8 +112,16 @@ def graphs(structures: "Sequence[Structure]", options: Options) -> Any:
     return batch(built)
 
 
+def collate(graphs: Sequence[Any], options: Options) -> Any:
+    """Return one batch of graphs or batches that ``graphs`` made."""
+    return _graph_builder(options)[1](list(graphs))
+
+
 class OrbBackbone:
-    """An Orb with direct forces, frozen."""
+    """An Orb with direct forces, frozen until someone asks gradients of ``model``'s parameters.
+
+    It stays in evaluation mode: Orb has no dropout, and its normaliser must not follow the batches.
+    """
 
     name = "orb"
 
@@ -123,6 +131,7 @@ class OrbBackbone:
         self.version = f"orb-models {version('orb-models')}"
         self.model = model.to(device).eval().requires_grad_(False)
         self.node_dim = int(model.heads["forces"].mlp[0].in_features)
+        self.force_scale = float(model.heads["forces"].normalizer.bn.running_var.sqrt())
         self.device = device
 
     def node_features(self, batch: Any) -> "Tensor":
@@ -139,6 +148,24 @@ class OrbBackbone:
         """Return (n, 3) eV/Å, the model's own forces."""
         forces: Tensor = self.model.predict(batch.to(self.device))["forces"]
         return forces
+
+    def head_forces(self, features: "Tensor", batch: Any) -> "Tensor":
+        """Return (n, 3) eV/Å, the head's forces of node features, net force and torque removed, before ZBL."""
+        forces: Tensor = self.model.heads["forces"].predict(features, batch.to(self.device))
+        return forces
+
+    def message_mlps(self) -> "dict[str, nn.Module]":
+        """Return the node and edge MLPs of every interaction layer, by their names in ``model``."""
+        names = ("_node_mlp", "_edge_mlp")
+        return {
+            f"model.gnn_stacks.{index}.{name}": getattr(layer, name)
+            for index, layer in enumerate(self.model.model.gnn_stacks)
+            for name in names
+        }
+
+    def force_mlp(self) -> "tuple[str, nn.Module]":
+        """Return the force head's MLP with its name in ``model``."""
+        return "heads.forces.mlp", self.model.heads["forces"].mlp
 
     def head(self) -> "ForceHead":
         """Return the force head's layers and what follows them."""
@@ -219,4 +246,16 @@ def load(weights: Path, options: Options, device: str = "cpu") -> OrbBackbone:
         ]
         raise DataError(f"not weights of {options.architecture}; {'; '.join(faults)}", file=weights)
     model.load_state_dict(state)
+    return OrbBackbone(model, device)
+
+
+def untrained(weights: Path, options: Options, seed: int, device: str = "cpu") -> OrbBackbone:
+    """Return an Orb with random weights; the normaliser of the forces is that of the weights in a file."""
+    import torch
+
+    normaliser = load(weights, options).model.heads["forces"].normalizer.state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _architecture(options.architecture)
+    model.heads["forces"].normalizer.load_state_dict(normaliser)
     return OrbBackbone(model, device)

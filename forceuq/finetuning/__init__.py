@@ -1,0 +1,1 @@
+"""Training of a whole backbone on structures, rather than of what comes after cached features."""

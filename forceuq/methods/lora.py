@@ -1,0 +1,96 @@
+"""One member of a LoRA ensemble: low-rank adapters in the message-passing MLPs, and a variance head."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from forceuq.methods import BackboneSource, TrainingData
+
+if TYPE_CHECKING:
+    from forceuq.finetuning.member import FittedMember, Recipe
+
+NEEDS_STRUCTURES = True
+
+
+class Options(BaseModel):
+    """Settings of a LoRA member; the defaults are the paper's (Appendix B)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(default=8, ge=1, description="Rank of the adapters.")
+    alpha: float = Field(default=16.0, gt=0.0, description="The adapters' change is scaled by alpha / rank.")
+    learning_rate: float = Field(default=1e-3, gt=0.0, description="Adam's learning rate of the adapters.")
+    head_learning_rate: float = Field(default=5e-4, gt=0.0, description="That of force head and variance head.")
+    variance_start: Literal["zero", "zero-last"] = Field(
+        default="zero",
+        description="Variance head: all weights zero (the paper's; the variance is then the same for all atoms,"
+        " since no gradient reaches any weight but the last bias), or only the last layer's.",
+    )
+    batch_structures: int = Field(default=64, ge=1, description="Structures in a batch, at most.")
+    patience: int = Field(default=10, ge=1, description="Epochs without a lower validation loss before training stops.")
+    max_epochs: int = Field(default=1000, ge=1, description="Epochs of training, at most.")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where it is trained and predicts.")
+
+
+def _recipe(options: Options) -> "Recipe":
+    from forceuq.finetuning.member import Recipe
+
+    return Recipe(
+        kind="lora",
+        rank=options.rank,
+        alpha=options.alpha,
+        scratch=False,
+        variance_start=options.variance_start,
+        learning_rate=options.learning_rate,
+        head_learning_rate=options.head_learning_rate,
+    )
+
+
+def fit(
+    data: TrainingData, options: Options, seed: int, checkpoints: Path, starts_from: Path | None = None
+) -> "FittedMember":
+    """Fit one member; see ``forceuq.finetuning.member.fit_member``.
+
+    Args:
+        data: training and validation structures, and the backbone.
+        options: settings.
+        seed: of the adapters, the force head's new last projection, and the order of structures.
+        checkpoints: directory of the training's checkpoint.
+        starts_from: must be None.
+
+    Raises:
+        ConfigurationError: ``starts_from`` is given, no backbone, or no GPU for ``device: cuda``.
+        FitError: no structures, or a loss that is not finite.
+        DataError: files that cannot be read.
+    """
+    from forceuq.errors import ConfigurationError
+    from forceuq.finetuning.member import fit_member
+    from forceuq.finetuning.training import TrainingSettings
+
+    if starts_from is not None:
+        raise ConfigurationError("starts_from: a LoRA member starts from the backbone; drop starts_from")
+    return fit_member(
+        data,
+        _recipe(options),
+        options.model_dump(mode="json"),
+        seed,
+        checkpoints,
+        batch_structures=options.batch_structures,
+        settings=TrainingSettings(options.patience, options.max_epochs),
+        device=options.device,
+    )
+
+
+def load(directory: Path, backbone: BackboneSource | None = None) -> "FittedMember":
+    """Read what ``FittedMember.save`` wrote.
+
+    Raises:
+        ConfigurationError: no backbone, or a fit of another kind.
+        DataError: files that are missing or damaged, or another backbone's weights.
+    """
+    from forceuq.finetuning.member import load_member, read_member_options
+
+    saved = read_member_options(directory, "lora")
+    options = Options(**saved["options"])
+    return load_member(directory, _recipe(options), saved, backbone, options.device)
