@@ -32,7 +32,9 @@ include: "rules/features.smk"
 include: "rules/fit_inputs.smk"
 include: "rules/fit.smk"
 include: "rules/evaluate.smk"
-include: "rules/publish.smk"
+include: "rules/cost_inputs.smk"
+include: "rules/tables.smk"
+include: "rules/figures.smk"
 
 
 localrules:

@@ -34,14 +34,14 @@ def cost_table(
             stages = {stage: float(seconds) for stage, seconds in report["seconds"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not a report of a fit ({error!r}); fit again", file=file) from error
-        projection = report.get("projection") or {}
+        training = report.get("training") or report.get("projection") or {}
         rows.append(
             {
                 "dataset": dataset,
                 "method": method,
                 **stages,
                 "total": sum(stages.values()),
-                "epochs": projection.get("epochs"),
+                "epochs": training.get("epochs"),
                 "atoms": report.get("atoms"),
             }
         )

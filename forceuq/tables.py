@@ -295,7 +295,7 @@ _ESCAPES = {
 }
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
     return "".join(_ESCAPES.get(c, c) for c in str(text))
 
 
@@ -312,11 +312,11 @@ def _latex(frame: pd.DataFrame, best: set[tuple[int, str]], decimals: int, bold:
         if row["split"] != previous:
             lines.append(r"\midrule")
         paper = row["source"] == "paper"
-        method = rf"\textit{{paper: {_tex(row['method'])}}}" if paper else _tex(row["method"])
+        method = rf"\textit{{paper: {tex(row['method'])}}}" if paper else tex(row["method"])
         cells = [
-            _tex(row["split"]) if row["split"] != previous else "",
+            tex(row["split"]) if row["split"] != previous else "",
             method,
-            _tex(row["calibration"]),
+            tex(row["calibration"]),
         ]
         for metric in TABLE2_METRICS:
             # A minus, not a hyphen: numbers are set in mathematics.

@@ -1,5 +1,6 @@
 """Where everything lies (caches shared by identity, the folder of this run), and what each job is given."""
 
+from forceuq.configuration.models import smaller_ensemble
 from forceuq.data.sources import load_source
 
 RESULTS = Path(CONFIG.results)
@@ -23,7 +24,8 @@ TASKS = {
     for name, dataset in CONFIG.datasets.items()
     for task in load_source(dataset.kind).tasks(name, dataset.options)
 }
-# Methods that are fitted, those that combine fits of others, and those of either that are in the results.
+# Methods that are fitted, those that combine fits of others, and those of either that have metrics, or rows in
+# the tables too.
 COMBINED = {
     name: method.combines
     for name, method in CONFIG.methods.items()
@@ -31,6 +33,9 @@ COMBINED = {
 }
 FITTED = [name for name in CONFIG.methods if name not in COMBINED]
 EVALUATED = [name for name, method in CONFIG.methods.items() if method.evaluate]
+TABLED = [name for name in EVALUATED if CONFIG.methods[name].in_tables]
+# Ensembles whose metrics are drawn over their size.
+SIZED = [name for name, combination in COMBINED.items() if combination.sizes]
 FIT = "{method}/{dataset}/{task}/seed{seed}"
 
 
@@ -69,14 +74,21 @@ def of_all(methods, pattern):
 
 
 def of_dataset(dataset, pattern):
-    """A path pattern filled in for every fit to one data set that is in the results."""
+    """A path pattern filled in for every fit to one data set that is in the tables."""
     return [
         str(pattern).format(method=method, dataset=dataset, task=task, seed=seed)
-        for method in EVALUATED
+        for method in TABLED
         for name, task in TASKS
         for seed in CONFIG.seeds_of(method)
         if name == dataset
     ]
+
+
+def sizes_of(ensemble):
+    """(number of members, method) of an ensemble and its smaller versions."""
+    combination = COMBINED[ensemble]
+    smaller = [[size, smaller_ensemble(ensemble, size)] for size in combination.sizes]
+    return sorted([*smaller, [len(combination.members[0]), ensemble]])
 
 
 @cache
@@ -97,7 +109,7 @@ def datasets_with(origin):
     return one_of(name for name, data in DATASETS.items() if origin in data.origin)
 
 
-METHOD_LABELS = {name: CONFIG.methods[name].label for name in EVALUATED}
+METHOD_LABELS = {name: CONFIG.methods[name].label for name in TABLED}
 DATASET_LABELS = {name: dataset.label for name, dataset in CONFIG.datasets.items()}
 
 
@@ -119,10 +131,19 @@ if CONFIG.train_backbone is not None:
 else:
     TARGETS = [
         RUN / "metrics.parquet",
+        RUN / "tables/table1.csv",
         RUN / "tables/table2.csv",
         RUN / "tables/costs.csv",
-        RUN / "figures/recalibration/recalibration.png",
         RUN / "figures/shift/shift.png",
+    ]
+    TARGETS += [
+        RUN / f"figures/recalibration/{method}.png"
+        for method in CONFIG.figures.recalibration_methods or TABLED
+    ]
+    TARGETS += [
+        RUN / f"figures/ensemble_size/{method}/{dataset}/ensemble_size.png"
+        for method in SIZED
+        for dataset in CONFIG.datasets
     ]
     if CONFIG.figures.surface is not None:
         TARGETS += [

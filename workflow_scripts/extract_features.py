@@ -4,18 +4,20 @@ from pathlib import Path
 
 from forceuq.features.extract import extract_features
 from forceuq.logs import logged
+from forceuq.measurement import measured
 
 
 def main(job) -> None:
-    with logged(job.log[0]):
-        extract_features(
+    output = Path(job.output.features)
+    with logged(job.log[0]), measured(output, job.threads) as cost:
+        cost.atoms = extract_features(
             structures=Path(job.input.structures),
             splits=Path(job.input.splits),
             part=job.wildcards.part,
             weights=Path(job.input.weights),
             kind=job.params.kind,
             options=job.params.options,
-            output=Path(job.output.features),
+            output=output,
             **job.params.execution,
         )
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from forceuq.logs import logged
+from forceuq.measurement import measured
 from forceuq.methods import BackboneSource, load_method, structure_parts
 from forceuq.predictions import write_predictions
 
@@ -11,16 +12,19 @@ def main(job) -> None:
     labels = {**dict(job.wildcards.items()), "seed": int(job.wildcards.seed)}
     backbone = job.params.backbone
     source = BackboneSource(weights=Path(job.input.weights), **backbone) if backbone else None
+    output = Path(job.output.predictions)
     with logged(job.log[0]):
         fitted = load_method(job.params.kind).load(Path(job.input.fit), source)
-        for split, parts in job.params.splits.items():
-            folders = job.input.get(f"split_{split}")
-            folders = [folders] if isinstance(folders, str) else folders
-            write_predictions(
-                Path(job.output.predictions) / f"{split}.parquet",
-                fitted.predict([Path(folder) for folder in folders], structure_parts(parts)),
-                {**labels, "split": split},
-            )
+        with measured(output, job.threads) as cost:
+            cost.atoms = 0
+            for split, parts in job.params.splits.items():
+                folders = job.input.get(f"split_{split}")
+                folders = [folders] if isinstance(folders, str) else folders
+                cost.atoms += write_predictions(
+                    output / f"{split}.parquet",
+                    fitted.predict([Path(folder) for folder in folders], structure_parts(parts)),
+                    {**labels, "split": split},
+                )
 
 
 if __name__ == "__main__":

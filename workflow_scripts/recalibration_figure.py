@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from forceuq.figures.recalibration import recalibration_figure
+from forceuq.figures.recalibration import recalibration_figures
 from forceuq.logs import logged
 
 
 def main(job) -> None:
     with logged(job.log[0]):
-        recalibration_figure(
+        recalibration_figures(
             Path(job.input.metrics),
-            Path(job.output.png),
-            job.params.method,
+            dict(zip(job.params.methods, map(Path, job.output.png), strict=True)),
+            job.params.methods,
             job.params.splits,
             job.params.datasets,
             before=job.params.before,

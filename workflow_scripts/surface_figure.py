@@ -2,24 +2,24 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from forceuq.calibration import nll_surface
-from forceuq.figures.surface import surface_figure
+from forceuq.figures.surface import write_surfaces
 from forceuq.logs import logged
 
 
 def main(job) -> None:
-    grid = job.params.grid
-    surface = Path(job.output.surface)
+    surfaces = Path(job.output.surfaces)
     with logged(job.log[0]):
-        nll_surface(
-            Path(job.input.predictions) / "validation.parquet",
-            surface,
-            np.linspace(*grid["log10_a"], grid["points"]),
-            np.linspace(*grid["log10_b"], grid["points"]),
+        write_surfaces(
+            [
+                (Path(predictions) / "validation.parquet", Path(calibrations), surfaces / f"{method}.parquet", label)
+                for predictions, calibrations, method, label in zip(
+                    job.input.predictions, job.input.calibrations, job.params.methods, job.params.labels, strict=True
+                )
+            ],
+            Path(job.output.png),
+            job.params.title,
+            **job.params.grid,
         )
-        surface_figure(surface, Path(job.input.calibrations), Path(job.output.png), title=job.params.title)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,11 @@ class CombinationConfig(Model):
     members: tuple[tuple[int, ...], ...] = Field(
         min_length=1, description="The seeds of each ensemble; the first ensemble counts as seed 0, and so on."
     )
+    sizes: tuple[int, ...] = Field(
+        default=(),
+        description="Sizes of smaller ensembles, each of an ensemble's first so many members: for the figure of the"
+        " metrics over the number of members.",
+    )
 
     @field_validator("members")
     @classmethod
@@ -137,6 +142,16 @@ class CombinationConfig(Model):
             if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
                 raise ValueError(f"{list(seeds)} is not an ensemble: at least two different seeds are needed")
         return value
+
+    @model_validator(mode="after")
+    def _smaller(self) -> "CombinationConfig":
+        whole = len(self.members[0])
+        if self.sizes and any(len(seeds) != whole for seeds in self.members):
+            raise ValueError("'sizes' compares ensembles of one size: give all 'members' the same number of seeds")
+        wrong = [size for size in self.sizes if not 2 <= size < whole]
+        if wrong or len(set(self.sizes)) != len(self.sizes):
+            raise ValueError(f"sizes {list(self.sizes)}: each once, from 2 to {whole - 1}, below that of 'members'")
+        return self
 
 
 class MethodConfig(Model):
@@ -157,6 +172,9 @@ class MethodConfig(Model):
     )
     evaluate: bool = Field(
         default=True, description="Whether it is in metrics, tables and figures; members of an ensemble need not be."
+    )
+    in_tables: bool = Field(
+        default=True, description="Whether it has rows in the tables and lines in the figures; its metrics are kept."
     )
 
     @model_validator(mode="after")
@@ -188,7 +206,9 @@ class FeaturesConfig(Model):
 class SurfaceConfig(Model):
     """Figure 1: the validation NLL over log10 a and log10 b."""
 
-    method: Name = Field(description="Entry of `methods` that is shown.")
+    methods: tuple[Name, ...] = Field(
+        default=(), description="Entries of `methods` that are shown, each with its first seed; none: all in the tables."
+    )
     log10_a: tuple[float, float] = Field(default=(-2.0, 2.0), description="Range of log10 a.")
     log10_b: tuple[float, float] = Field(default=(-2.0, 7.0), description="Range of log10 b.")
     points: int = Field(default=61, ge=3, description="Grid points along each axis.")
@@ -198,8 +218,8 @@ class FiguresConfig(Model):
     """What the figures show."""
 
     surface: SurfaceConfig | None = Field(default=None, description="Figure 1.")
-    recalibration_method: Name | None = Field(
-        default=None, description="Entry of `methods` in Figure 2; null: the first one."
+    recalibration_methods: tuple[Name, ...] = Field(
+        default=(), description="Entries of `methods` in Figure 2, a page each; none: all in the tables."
     )
 
 
@@ -253,6 +273,24 @@ class Configuration(Model):
         """Leave out the entries that an overlay took away by setting them to null."""
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
+    @field_validator("methods")
+    @classmethod
+    def _smaller_ensembles(cls, value: dict[str, MethodConfig]) -> dict[str, MethodConfig]:
+        """Add the smaller ensembles that `sizes` asks for, as methods of their own."""
+        added = {}
+        for name, method in value.items():
+            if (combination := method.combines) is None:
+                continue
+            for size in combination.sizes:
+                members = tuple(seeds[:size] for seeds in combination.members)
+                smaller = CombinationConfig(method=combination.method, members=members)
+                label = f"{method.label}, {size} members"
+                entry = method.model_copy(update={"combines": smaller, "label": label, "in_tables": False})
+                if value.get(key := smaller_ensemble(name, size), entry) != entry:
+                    raise ValueError(f"methods.{key}: the name is that of the smaller ensemble of '{name}'; take another")
+                added[key] = entry
+        return {**value, **added}
+
     @field_validator("seeds", "calibrations")
     @classmethod
     def _no_duplicates(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -283,13 +321,13 @@ class Configuration(Model):
                 start = self.methods[start].starts_from
         for name, method in self.methods.items():
             self._members(name, method.combines)
-        shown = {name: method for name, method in self.methods.items() if method.evaluate}
+        shown = {name: method for name, method in self.methods.items() if method.evaluate and method.in_tables}
         if not shown:
-            raise ValueError("'methods' has nothing to evaluate")
-        if self.figures.surface is not None:
-            _known("figures.surface.method", self.figures.surface.method, shown)
-        if self.figures.recalibration_method is not None:
-            _known("figures.recalibration_method", self.figures.recalibration_method, shown)
+            raise ValueError("'methods' has nothing to show in the tables")
+        for name in self.figures.surface.methods if self.figures.surface is not None else ():
+            _known("figures.surface.methods", name, shown)
+        for name in self.figures.recalibration_methods:
+            _known("figures.recalibration_methods", name, shown)
         return self
 
     def _members(self, name: str, combination: CombinationConfig | None) -> None:
@@ -309,6 +347,11 @@ class Configuration(Model):
         if entry.combines is not None:
             return tuple(range(len(entry.combines.members)))
         return self.seeds if entry.seeds is None else entry.seeds
+
+
+def smaller_ensemble(name: str, size: int) -> str:
+    """Return the name of an ensemble's smaller version."""
+    return f"{name}-{size}"
 
 
 def _known(key: str, value: str, among: dict[str, Any]) -> None:

@@ -51,8 +51,8 @@ def extract_features(
     atoms_per_shard: int = 200_000,
     workers: int = 1,
     device: str = "auto",
-) -> None:
-    """Compute and cache the node features of one part of a data set.
+) -> int:
+    """Compute and cache the node features of one part of a data set; return its number of atoms.
 
     Args:
         structures: structures file.
@@ -91,6 +91,7 @@ def extract_features(
         part=part,
     )
     _LOGGER.info("%s: %d structures on %s", part, len(rows), device)
+    atoms = 0
     work = batches(read_structures(structures, rows), max_atoms_per_batch)
     with (
         FeatureWriter(output, metadata, atoms_per_shard) as writer,
@@ -112,7 +113,9 @@ def extract_features(
             except DataError as error:
                 first, last = batch[0][1].structure_id, batch[-1][1].structure_id
                 raise DataError(f"in the batch from {first} to {last}: {error}", file=structures) from error
+            atoms += sum(len(structure) for _, structure in batch)
             progress.update(len(batch))
+    return atoms
 
 
 def export_head(weights: Path, kind: str, options: dict[str, Any], output: Path) -> None:

@@ -18,36 +18,48 @@ from forceuq.tables import CALIBRATION_LABELS, SplitLabels, aggregate
 _MINUS = "\N{MINUS SIGN}"
 
 
-def recalibration_figure(
+def recalibration_figures(
     metrics: Path,
-    output: Path,
-    method: str,
+    outputs: Mapping[str, Path],
+    methods: Mapping[str, str],
     splits: SplitLabels,
     datasets: Mapping[str, str],
     *,
     before: str = "none",
     after: str = "decoupled",
-    title: str = "",
 ) -> None:
-    """Draw Figure 2: ECE (top) and NLL (bottom) before and after rescaling, a column a dataset.
+    """Draw Figure 2 of each method: ECE (top) and NLL (bottom) before and after rescaling, a column a dataset.
 
     Means over seeds and tasks, bars ± one standard deviation. Annotated: the relative change of the ECE, and
     the difference of the NLL (which has no relative change, since it may be negative).
 
     Args:
         metrics: the merged metrics.
-        output: where; .png, .pdf and .csv are written.
-        method: the method shown.
+        outputs: where, by method; .png, .pdf and .csv are written.
+        methods: labels of the methods by name, above the figures.
         splits: (dataset, split, label) in order; a label stands under its points.
         datasets: titles of the columns by dataset, in order.
         before: the calibration to start from.
         after: the calibration to end at.
-        title: above all.
 
     Raises:
-        DataError: the metrics lack a split of the method under either calibration.
+        DataError: the metrics lack a split of a method under either calibration.
     """
     means = aggregate(read_frame(metrics, "metrics"))
+    for method, output in outputs.items():
+        data = _data(means, metrics, method, splits, datasets, (before, after))
+        with mpl.rc_context(RC):
+            _draw(data, output, datasets, (before, after), methods[method])
+
+
+def _data(
+    means: pd.DataFrame,
+    metrics: Path,
+    method: str,
+    splits: SplitLabels,
+    datasets: Mapping[str, str],
+    kinds: tuple[str, str],
+) -> pd.DataFrame:
     rows = []
     for dataset, split, label in splits:
         if dataset not in datasets:
@@ -60,7 +72,7 @@ def recalibration_figure(
                 "method": method,
                 "metric": metric,
             }
-            for name, calibration in (("before", before), ("after", after)):
+            for name, calibration in zip(("before", "after"), kinds, strict=True):
                 found = means[
                     (means["dataset"] == dataset)
                     & (means["split"] == split)
@@ -81,8 +93,7 @@ def recalibration_figure(
     data = pd.DataFrame(rows)
     for column in ("before", "before_std", "after", "after_std"):
         data[column] = data[column].astype(float)
-    with mpl.rc_context(RC):
-        _draw(data, output, datasets, (before, after), title)
+    return data
 
 
 def _draw(data: pd.DataFrame, output: Path, datasets: Mapping[str, str], kinds: tuple[str, str], title: str) -> None:

@@ -49,11 +49,13 @@ RC: dict[Any, Any] = {
 
 
 def look(index: int) -> dict[str, Any]:
-    """Return colour, marker and line style of the i-th series: told apart by any one of the three."""
+    """Return colour, marker and line style of the i-th series: of the first seven, any one of them tells."""
+    # Every seven the markers and lines move on against the colours.
+    turn = index // len(COLORS)
     return {
         "color": COLORS[index % len(COLORS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": LINES[index % len(LINES)],
+        "marker": MARKERS[(index + 3 * turn) % len(MARKERS)],
+        "linestyle": LINES[(index + 2 * turn) % len(LINES)],
     }
 
 

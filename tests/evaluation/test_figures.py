@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from matplotlib.text import Text
 
 from forceuq.calibration import fit_calibrations, nll_surface
 from forceuq.errors import DataError
-from forceuq.figures import recalibration, shift, surface
-from forceuq.figures.recalibration import recalibration_figure
+from forceuq.figures import ensemble_size, recalibration, shift, surface
+from forceuq.figures.ensemble_size import ensemble_size_figure
+from forceuq.figures.recalibration import recalibration_figures
 from forceuq.figures.shift import shift_figure
-from forceuq.figures.style import COLORS, LINES, MARKERS, RC, save
-from forceuq.figures.surface import surface_figure
+from forceuq.figures.style import COLORS, LINES, MARKERS, RC, look, save
+from forceuq.figures.surface import surface_figure, write_surfaces
 from forceuq.metric_tables import metrics_frame, write_frame
+from forceuq.metrics import METRICS
 from forceuq.predictions import write_predictions
 from forceuq.tables import aggregate
 
@@ -68,7 +71,7 @@ def drawn(monkeypatch):
         figures.append(figure)
         save(figure, output, data)
 
-    for module in (recalibration, shift, surface):
+    for module in (ensemble_size, recalibration, shift, surface):
         monkeypatch.setattr(module, "save", keep)
     return figures
 
@@ -101,7 +104,9 @@ def texts_in_place(figure):
 
 
 def test_recalibration_figure_shows_its_data(tmp_path, metrics, drawn):
-    recalibration_figure(metrics, tmp_path / "f.png", "bll", SPLITS, DATASETS, title="BLL")
+    outputs = {"bll": tmp_path / "f.png", "swag": tmp_path / "g.png"}
+    recalibration_figures(metrics, outputs, METHODS, SPLITS, DATASETS)
+    assert set(pd.read_csv(tmp_path / "g.csv")["method"]) == {"swag"}
     table = pd.read_csv(tmp_path / "f.csv")
     assert len(table) == 2 * len(SPLITS)
     means = aggregate(pd.read_parquet(metrics)).set_index(["dataset", "split", "method", "calibration", "metric"])
@@ -140,7 +145,7 @@ def test_surface_figure_marks_what_was_fitted(tmp_path, block, metadata, drawn):
     write_predictions(tmp_path / "v.parquet", [block(400, a=0.3, b=3000.0)], metadata)
     fitted = fit_calibrations(tmp_path / "v.parquet", tmp_path / "c.json")
     nll_surface(tmp_path / "v.parquet", tmp_path / "s.parquet", np.linspace(-2, 2, 25), np.linspace(-2, 7, 31))
-    surface_figure(tmp_path / "s.parquet", tmp_path / "c.json", tmp_path / "f.png", "rMD17 ethanol")
+    surface_figure([(tmp_path / "s.parquet", tmp_path / "c.json", "BLL")], tmp_path / "f.png", "rMD17 ethanol")
     texts_in_place(drawn[0])
     table = pd.read_csv(tmp_path / "f.csv").set_index("what")
     assert len(table) == 25 * 31 + 3
@@ -149,7 +154,61 @@ def test_surface_figure_marks_what_was_fitted(tmp_path, block, metadata, drawn):
     write_predictions(tmp_path / "w.parquet", [block(40)], {**metadata, "seed": 9})
     fit_calibrations(tmp_path / "w.parquet", tmp_path / "c.json")
     with pytest.raises(DataError, match="fitted on seed '9'; the surface is of '3'"):
-        surface_figure(tmp_path / "s.parquet", tmp_path / "c.json", tmp_path / "f.png")
+        surface_figure([(tmp_path / "s.parquet", tmp_path / "c.json", "BLL")], tmp_path / "f.png")
+
+
+def test_surfaces_side_by_side_show_each_method_above_its_own_least(tmp_path, block, metadata, drawn):
+    fits = []
+    for index, scale in enumerate((1.0, 0.0, 30.0)):
+        found = block(400, a=0.3, b=3000.0)
+        found = dataclasses.replace(found, spread=scale * found.spread)
+        predictions, calibrations = tmp_path / f"v{index}.parquet", tmp_path / f"c{index}.json"
+        write_predictions(predictions, [found], {**metadata, "method": f"m{index}"})
+        fit_calibrations(predictions, calibrations)
+        fits.append((predictions, calibrations, tmp_path / f"surfaces/m{index}.parquet", f"Method {index}"))
+    write_surfaces(fits, tmp_path / "f.png", "rMD17 ethanol", log10_a=(-2, 2), log10_b=(-2, 7), points=15)
+    texts_in_place(drawn[0])
+    table = pd.read_csv(tmp_path / "f.csv")
+    surfaces = table[table["what"] == "surface"]
+    assert surfaces.groupby("method").size().to_dict() == {f"Method {i}": 225 for i in range(3)}
+    flat = surfaces[surfaces["method"] == "Method 1"].groupby("log10_a")["nll"].nunique()
+    assert (flat == 1).all(), "without a spread b changes nothing"
+    least = surfaces.groupby("method")["nll"].min()
+    titles = [axes.get_title() for axes in drawn[0].axes[:3]]
+    assert titles[0].startswith(f"Method 0\nleast: {least['Method 0']:.2f}".replace("-", "\N{MINUS SIGN}"))
+
+
+def test_ensemble_size_figure_shows_every_metric(tmp_path, drawn):
+    rng = np.random.default_rng(0)
+    keys = itertools.product(("id", "far"), {"e-2": 2, "e-3": 3, "e": 5}, range(2), METRICS)
+    rows = [
+        {
+            "dataset": "mptrj",
+            "task": "t",
+            "split": split,
+            "method": method,
+            "calibration": "decoupled",
+            "seed": seed,
+            "metric": metric,
+            "value": float(rng.uniform(0.1, 0.5)),
+            "n_atoms": 10,
+            "note": None,
+        }
+        for split, method, seed, metric in keys
+    ]
+    write_frame(metrics_frame(pd.DataFrame(rows)), tmp_path / "m.parquet", "metrics")
+    sizes, splits = {2: "e-2", 3: "e-3", 5: "e"}, {"id": "ID", "far": "OOD Far"}
+    ensemble_size_figure(tmp_path / "m.parquet", tmp_path / "f.png", "mptrj", sizes, splits, title="Deep ensemble")
+    texts_in_place(drawn[0])
+    table = pd.read_csv(tmp_path / "f.csv")
+    assert len(table) == 2 * 3 * len(METRICS)
+    own = table.query("split == 'far' and metric == 'spearman'")
+    assert own["members"].tolist() == [2, 3, 5]
+    spearman = drawn[0].axes[METRICS.index("spearman")]
+    assert spearman.get_ylabel() == "Spearman"
+    assert spearman.get_lines()[1].get_ydata() == pytest.approx(own["mean"].to_numpy())
+    with pytest.raises(DataError, match="nothing of e-4 under 'decoupled' on mptrj/id"):
+        ensemble_size_figure(tmp_path / "m.parquet", tmp_path / "f.png", "mptrj", {4: "e-4"}, splits)
 
 
 def test_files_are_the_same_bytes_in_another_process(tmp_path, metrics):
@@ -168,12 +227,14 @@ def test_files_are_the_same_bytes_in_another_process(tmp_path, metrics):
 
 
 def test_series_can_be_told_apart_and_text_can_be_read():
+    looks = [tuple(map(str, look(index).values())) for index in range(21)]
+    assert len(set(looks)) == len(looks)
     assert len(set(COLORS)) == len(set(MARKERS)) == len(COLORS) == len(LINES)
     assert all(RC[key] >= 7 for key in RC if key.endswith(("labelsize", "fontsize", "font.size")))
 
 
 def test_what_is_missing_is_an_error(tmp_path, metrics):
     with pytest.raises(DataError, match="no ece of bll under 'temperature' on mptrj/id"):
-        recalibration_figure(metrics, tmp_path / "f.png", "bll", SPLITS, DATASETS, after="temperature")
+        recalibration_figures(metrics, {"bll": tmp_path / "f.png"}, METHODS, SPLITS, DATASETS, after="temperature")
     with pytest.raises(DataError, match="nothing of these splits"):
         shift_figure(metrics, tmp_path / "f.png", SPLITS, {"gp": "GP"}, DATASETS)

@@ -41,7 +41,7 @@ TINY = {
         "bll-nlml-evidence": None,
     },
     "bootstrap_draws": 100,
-    "figures": {"surface": {"method": "bll-mse", "points": 5}, "recalibration_method": "bll-mse"},
+    "figures": {"surface": {"points": 5}},
 }
 
 

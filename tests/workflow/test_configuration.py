@@ -42,7 +42,7 @@ def test_shipped_configurations_are_valid(name):
         ("methods.bll-nlml.starts_from", "bll-nlml-evidence", r"is a circle"),
         ("calibrations", ["decoupld"], r"calibrations\[0\]: 'decoupld' .*'decoupled'"),
         ("seeds", [1, 1], r"seeds: .*twice"),
-        ("figures.surface.method", "swag", r"figures\.surface\.method: there is no 'swag'"),
+        ("figures.surface.methods", ["swog"], r"figures\.surface\.methods: there is no 'swog'"),
         ("datasets.molecules.kind", "rmd71", r"datasets\.molecules\.kind: unknown kind 'rmd71'; .*'rmd17'"),
         ("datasets.molecules.generate", None, r"exactly one of 'download' and 'generate'; neither"),
         ("datasets.molecules.options.training_molecules", ["acetaldehide"], r"acetaldehyde"),

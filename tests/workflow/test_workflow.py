@@ -14,7 +14,7 @@ import yaml
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
 AFTER_METRICS = {"compare": 2, "merge_metrics": 1, "table2": 1, "recalibration_figure": 1, "shift_figure": 1}
-AFTER_FITS = {**AFTER_METRICS, "costs": 1}
+AFTER_FITS = {**AFTER_METRICS, "costs": 1, "table1": 1}
 FITS = 4  # two methods, two tasks, one seed
 
 
@@ -38,9 +38,10 @@ def test_everything_is_there_and_the_metrics_are_complete(finished):
         "comparisons/molecules.csv",
         "figures/shift/shift.png",
         "figures/shift/shift.csv",
-        "figures/recalibration/recalibration.pdf",
+        "tables/table1.md",
+        "figures/recalibration/bll-mse.pdf",
         "figures/surface/molecules/methylamine/surface.png",
-        "figures/surface/alloys/mptrj/surface.parquet",
+        "figures/surface/alloys/mptrj/surfaces/bll-pretrained.parquet",
     ):
         assert (run / file).stat().st_size > 0, file
     assert not list(run.rglob("*.part*")), "a temporary file was left"
