@@ -153,7 +153,9 @@ _NOTE = (
 
 
 def _cells(row: pd.Series) -> Iterator[str]:
-    hours = [f"{row[name]:.2g} {unit}" for name, unit in (("gpu_hours", "GPU-h"), ("core_hours", "core-h")) if row[name]]
+    hours = [
+        f"{row[name]:.2g} {unit}" for name, unit in (("gpu_hours", "GPU-h"), ("core_hours", "core-h")) if row[name]
+    ]
     yield " + ".join(hours) or "0"
     for name, form in (
         ("backbone_passes", ".0f"),
@@ -192,6 +194,10 @@ def _latex(rows: Sequence[tuple[str, ...]], paper: Mapping[str, Mapping[str, Any
     paper_rows = list(_paper_rows(paper))
     if paper_rows:
         lines.append(r"\midrule")
-    lines += [rf"\textit{{{tex(r[0])}}} & \textit{{{tex(r[1])}}} & " + " & ".join(
-        tex(cell).replace("–", "--") for cell in r[2:]) + r" \\" for r in paper_rows]
+    lines += [
+        rf"\textit{{{tex(r[0])}}} & \textit{{{tex(r[1])}}} & "
+        + " & ".join(tex(cell).replace("–", "--") for cell in r[2:])
+        + r" \\"
+        for r in paper_rows
+    ]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {_NOTE}", ""])

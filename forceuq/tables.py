@@ -296,6 +296,7 @@ _ESCAPES = {
 
 
 def tex(text: str) -> str:
+    """Return a text with what LaTeX takes for its own escaped."""
     return "".join(_ESCAPES.get(c, c) for c in str(text))
 
 

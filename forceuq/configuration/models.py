@@ -207,7 +207,8 @@ class SurfaceConfig(Model):
     """Figure 1: the validation NLL over log10 a and log10 b."""
 
     methods: tuple[Name, ...] = Field(
-        default=(), description="Entries of `methods` that are shown, each with its first seed; none: all in the tables."
+        default=(),
+        description="Entries of `methods` that are shown, each with its first seed; none: all in tables.",
     )
     log10_a: tuple[float, float] = Field(default=(-2.0, 2.0), description="Range of log10 a.")
     log10_b: tuple[float, float] = Field(default=(-2.0, 7.0), description="Range of log10 b.")
@@ -287,7 +288,7 @@ class Configuration(Model):
                 label = f"{method.label}, {size} members"
                 entry = method.model_copy(update={"combines": smaller, "label": label, "in_tables": False})
                 if value.get(key := smaller_ensemble(name, size), entry) != entry:
-                    raise ValueError(f"methods.{key}: the name is that of the smaller ensemble of '{name}'; take another")
+                    raise ValueError(f"methods.{key}: the name is that of a smaller '{name}'; take another")
                 added[key] = entry
         return {**value, **added}
 

@@ -46,14 +46,13 @@ def write_surfaces(
         log10_b: range of log10 b.
         points: of the grid along each axis.
     """
+    grids = [np.linspace(*ends, points).tolist() for ends in (log10_a, log10_b)]
     for predictions, _, surface, _ in fits:
-        nll_surface(predictions, surface, np.linspace(*log10_a, points), np.linspace(*log10_b, points))
+        nll_surface(predictions, surface, grids[0], grids[1])
     surface_figure([(surface, calibrations, label) for _, calibrations, surface, label in fits], output, title)
 
 
-def surface_figure(
-    surfaces: Sequence[tuple[Path, Path, str]], output: Path, title: str = "", columns: int = 4
-) -> None:
+def surface_figure(surfaces: Sequence[tuple[Path, Path, str]], output: Path, title: str = "", columns: int = 4) -> None:
     """Draw Figure 1: contours of the validation NLL over log10 a and log10 b, a panel a method.
 
     One method alone is shown with its NLL; of several, each with its NLL above its own least, on one scale.
@@ -97,7 +96,8 @@ def _read(surface: Path, calibrations: Path) -> pd.DataFrame:
             "nll": [m.nll_after for m in marks],
         }
     )
-    return pd.concat([points, grid.assign(what="surface")], ignore_index=True)
+    data: pd.DataFrame = pd.concat([points, grid.assign(what="surface")], ignore_index=True)
+    return data
 
 
 def _alone(data: pd.DataFrame, output: Path, title: str) -> None:
@@ -120,7 +120,9 @@ def _side_by_side(panels: Sequence[pd.DataFrame], output: Path, title: str, colu
     for axes, data in zip(grid.ravel(), panels, strict=False):
         least = float(data.loc[data["what"] == "surface", "nll"].min())
         outside = _panel(axes, data, above=least)
-        axes.set_title("\n".join([data["method"].iloc[0], f"least: {least:.2f}".replace("-", "\N{MINUS SIGN}"), *outside]))
+        axes.set_title(
+            "\n".join([data["method"].iloc[0], f"least: {least:.2f}".replace("-", "\N{MINUS SIGN}"), *outside])
+        )
         axes.title.set_fontsize(6.5)
     for axes in grid.ravel()[len(panels) :]:
         axes.set_axis_off()
@@ -142,9 +144,9 @@ def _side_by_side(panels: Sequence[pd.DataFrame], output: Path, title: str, colu
 
 def _bar(figure: Figure, filled_in: Axes, beside: Sequence[Axes], label: str) -> None:
     filled = filled_in.collections[0]
-    bar = figure.colorbar(filled, ax=beside, pad=0.02, ticks=MaxNLocator(7), spacing="proportional")  # type: ignore[arg-type]
+    bar = figure.colorbar(filled, ax=beside, pad=0.02, ticks=MaxNLocator(7), spacing="proportional")
     bar.set_label(label)
-    bar.outline.set_linewidth(0.6)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.6)
 
 
 def _panel(axes: Axes, data: pd.DataFrame, above: float) -> list[str]:

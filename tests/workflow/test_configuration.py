@@ -1,6 +1,7 @@
 """A configuration that cannot be run says which key, which value and what was probably meant."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,8 @@ def test_each_ensemble_is_a_seed():
         ({"combines": {"method": "bll-mse", "members": [[0, 7]]}}, r"'bll-mse' has no seeds \[7\]"),
         ({"combines": {"method": "bll-mse", "members": [[1, 1]]}}, r"\[1, 1\] is not an ensemble"),
         ({"combines": {"method": "bll-mse", "members": [[1]]}}, r"\[1\] is not an ensemble"),
+        ({"combines": {"method": "bll-mse", "members": [[0, 1, 2]], "sizes": [3]}}, r"sizes \[3\]: .*from 2 to 2"),
+        ({"combines": {"method": "bll-mse", "members": [[0, 1, 2], [0, 1]], "sizes": [2]}}, r"same number of seeds"),
         ({"seeds": [0]}, r"seeds of a combination are its 'members'"),
         ({"kind": "bll"}, r"'combines' has no meaning"),
         ({"evaluate": "perhaps"}, r"methods\.ensemble\.evaluate: .*perhaps"),
@@ -90,9 +93,27 @@ def test_faults_of_an_ensemble_are_named(changes, message):
 
 def test_what_is_shown_must_be_evaluated():
     config = ensemble()
-    config["methods"]["bll-nlml-evidence"]["evaluate"] = False
-    with pytest.raises(ConfigurationError, match=r"figures\.surface\.method: there is no 'bll-nlml-evidence'"):
-        load_configuration(config)
+    config["figures"]["recalibration_methods"] = ["bll-nlml-evidence"]
+    load_configuration(config)
+    for key in ("evaluate", "in_tables"):
+        hidden = json.loads(json.dumps(config))
+        hidden["methods"]["bll-nlml-evidence"][key] = False
+        with pytest.raises(ConfigurationError, match=r"recalibration_methods: there is no 'bll-nlml-evidence'"):
+            load_configuration(hidden)
+
+
+def test_sizes_make_smaller_ensembles_that_are_in_no_table():
+    combines = {"method": "bll-mse", "members": [[0, 1, 2], [2, 1, 0]], "sizes": [2]}
+    config = load_configuration(ensemble(combines=combines))
+    smaller = config.methods["ensemble-2"]
+    assert smaller.combines is not None
+    assert smaller.combines.members == ((0, 1), (2, 1))
+    assert (smaller.evaluate, smaller.in_tables, smaller.label) == (True, False, "E, 2 members")
+    assert config.seeds_of("ensemble-2") == (0, 1)
+    taken = ensemble(combines=combines)
+    taken["methods"]["ensemble-2"] = {"kind": "bll", "label": "B"}
+    with pytest.raises(ConfigurationError, match=r"ensemble-2: the name is that of a smaller 'ensemble'"):
+        load_configuration(taken)
 
 
 def test_null_takes_an_entry_away():
