@@ -16,7 +16,6 @@ from forceuq.bll.evidence import noise_covariance
 from forceuq.bll.objectives import ErrorObjective, EvidenceObjective
 from forceuq.bll.projection import Projection
 from forceuq.bll.run import Run, train_epochs, training_key
-from forceuq.errors import DataError
 from forceuq.features.cache import FeatureReader
 
 
@@ -114,12 +113,7 @@ def train_projection(
     width = train.metadata.width
     if settings.width is not None:
         head = fresh_head(head, width, settings.width, seed)
-    expected = np.shape(head.weights[0][0])[1]
-    if not width == validation.metadata.width == expected:
-        raise DataError(
-            f"node features have {width} (validation: {validation.metadata.width}) numbers, the head takes {expected}",
-            file=train.directories[0],
-        )
+    check_width((train, validation), head)
     standardisation = Standardisation.of(train)
     batches = Batches(train, standardisation, settings.batch_structures, settings.memory_bytes)
     held_out = Batches(validation, standardisation, settings.batch_structures, settings.memory_bytes)

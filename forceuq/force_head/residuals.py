@@ -1,13 +1,18 @@
 """The covariance of the training residuals: what a prediction without a noise model is given as its floor."""
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forceuq.errors import FitError
+from forceuq.bll.tensors import load_tensors
+from forceuq.errors import DataError, FitError
 from forceuq.features.cache import FeatureReader
+from forceuq.files import whole_file
 
+_SCHEMA = "residual-covariance"
+_FILE = "noise.safetensors"
 # Below this share of the largest eigenvalue, a direction has no variance but rounding.
 _SINGULAR = 1e-12
 
@@ -60,3 +65,23 @@ def cached_residuals(
     """
     for block in reader.blocks():
         yield block.structure, block.force - block.zbl - forces(block.features)
+
+
+def save_noise(directory: Path, noise: NDArray[np.float64]) -> None:
+    """Write a residual covariance (3, 3) into a fit's directory."""
+    from safetensors.numpy import save_file
+
+    with whole_file(directory / _FILE) as temporary:
+        save_file({"noise": noise}, temporary, metadata={"forceuq": _SCHEMA})
+
+
+def load_noise(directory: Path) -> NDArray[np.float64]:
+    """Read what ``save_noise`` wrote.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    noise: NDArray[np.float64] = load_tensors(directory / _FILE, _SCHEMA, ("noise",))["noise"]
+    if noise.shape != (3, 3):
+        raise DataError(f"holds a covariance of shape {noise.shape}: fit it again", file=directory / _FILE)
+    return noise

@@ -1,6 +1,5 @@
 """Training the whole force head on the force error, from cached node features. Imports torch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forceuq.backbones.head import ForceHead
-from forceuq.bll.batches import MEMORY_BYTES, Batch, Batches, Standardisation
+from forceuq.bll.batches import MEMORY_BYTES, Batch, Batches, Standardisation, check_width
 from forceuq.bll.projection import Projection
 from forceuq.bll.run import Run, train_epochs, training_key
-from forceuq.errors import ConfigurationError, DataError
+from forceuq.errors import ConfigurationError
 from forceuq.features.cache import FeatureReader
 
 
@@ -133,22 +132,6 @@ class HeadTraining:
         x = torch.from_numpy(batch.x).to(self.settings.device)
         y = torch.from_numpy(batch.y).to(self.settings.device)
         return torch.mean((self.head(x) - y.float()) ** 2)
-
-
-def check_width(readers: Sequence[FeatureReader], head: ForceHead) -> None:
-    """Make sure that a head takes the features of caches.
-
-    Raises:
-        DataError: it does not, naming the cache.
-    """
-    expected = np.shape(head.weights[0][0])[1]
-    for reader in readers:
-        if reader.metadata.width != expected:
-            raise DataError(
-                f"holds {reader.metadata.width} features an atom, the head takes {expected}: they are of different"
-                " backbones",
-                file=reader.directories[0],
-            )
 
 
 def count_parameters(head: ForceHead) -> int:

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from forceuq.errors import ConfigurationError, DataError
-from forceuq.files import read_json
+from forceuq.files import read_json, write_json
+
+_Options = TypeVar("_Options", bound=BaseModel)
 
 
 def read_saved(directory: Path, kind: str) -> dict[str, Any]:
@@ -27,6 +29,35 @@ def read_saved(directory: Path, kind: str) -> dict[str, Any]:
     if found != kind:
         raise ConfigurationError(f"{directory} is a fit of kind {found!r}, not {kind!r}")
     return saved
+
+
+def write_saved(directory: Path, kind: str, seed: int, options: BaseModel, **more: str) -> None:
+    """Write a fit's options.json: the last of its files, for a directory that has it is whole.
+
+    Args:
+        directory: of the fit.
+        kind: of method.
+        seed: it was fitted with.
+        options: likewise.
+        more: further entries.
+    """
+    values = {"kind": kind, "seed": seed, "options": options.model_dump(mode="json"), **more}
+    write_json(directory / "options.json", values)
+
+
+def options_and_seed(directory: Path, kind: str, options: type[_Options]) -> tuple[_Options, int]:
+    """Return options and seed of a fit that ``write_saved`` described.
+
+    Raises:
+        DataError: there are none, or they are damaged.
+        ConfigurationError: the directory is a fit of another kind.
+    """
+    saved = read_saved(directory, kind)
+    try:
+        return options(**saved["options"]), int(saved["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        path = directory / "options.json"
+        raise DataError(f"not options of a {kind!r} fit ({error}): fit it again", file=path) from error
 
 
 def refuse_other_settings(directory: Path, found: BaseModel, wanted: BaseModel, names: Collection[str]) -> None:

@@ -126,7 +126,7 @@ class FittedBLL:
         from forceuq.features.cache import FeatureReader
 
         reader = FeatureReader(feature_dirs)
-        _check_width(reader, self.head)
+        check_width((reader,), self.head)
         sigma = pack_symmetric(self.posterior.noise)
         for block in reader.blocks():
             phi = self.head.penultimate(block.features)
@@ -195,7 +195,7 @@ def fit(
             "stopped": trained.stopped,
             "trace": [list(entry) for entry in trained.trace],
         }
-    _check_width(reader, head)
+    check_width((reader,), head)
 
     began = time.perf_counter()
     statistics = _statistics(reader, head)
@@ -329,16 +329,6 @@ def _with_mean(head: "ForceHead", posterior: "Posterior") -> "ForceHead":
         remove_mean=False,
         remove_torque=False,
     )
-
-
-def _check_width(reader: "FeatureReader", head: "ForceHead") -> None:
-    expected = np.shape(head.weights[0][0])[1]
-    if reader.metadata.width != expected:
-        raise DataError(
-            f"holds {reader.metadata.width} features an atom, the head takes {expected}: they are of different"
-            " backbones",
-            file=reader.directories[0],
-        )
 
 
 def _evidence_report(found: "EvidenceFit") -> dict[str, Any]:
