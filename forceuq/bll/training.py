@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forceuq.backbones.head import ForceHead
-from forceuq.bll.batches import MEMORY_BYTES, Batch, Batches, Standardisation
+from forceuq.bll.batches import MEMORY_BYTES, Batch, Batches, Standardisation, check_width
 from forceuq.bll.evidence import noise_covariance
 from forceuq.bll.objectives import ErrorObjective, EvidenceObjective
 from forceuq.bll.projection import Projection

@@ -123,6 +123,7 @@ class FittedBLL:
         Raises:
             DataError: a cache that is damaged, or of another width than the projection takes.
         """
+        from forceuq.bll.batches import check_width
         from forceuq.features.cache import FeatureReader
 
         reader = FeatureReader(feature_dirs)
@@ -165,6 +166,7 @@ def fit(
         ConfigurationError: ``starts_from`` was trained otherwise, or there is no GPU for ``device: cuda``.
     """
     from forceuq.backbones.head import ForceHead
+    from forceuq.bll.batches import check_width
     from forceuq.bll.evidence import effective_parameters, fit_evidence, nlml, noise_parameters
     from forceuq.bll.posterior import Posterior
     from forceuq.features.cache import FeatureReader
