@@ -220,12 +220,18 @@ def test_an_interrupted_fit_ends_at_the_same_bits(data, tmp_path, monkeypatch, k
         assert resumed.report.get(stage) == whole.report.get(stage)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"swag_epochs": 6}, {"rank": 4}, {"learning_rate": 2e-2}, "data"])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"swag_epochs": 6}, {"rank": 4}, {"learning_rate": 2e-2}, "data", "head"]
+)
 def test_checkpoints_of_another_fit_are_left_alone(data, cache, tmp_path, change):
     fit("swag", data, tmp_path / "fit")
-    settings = {} if change == "data" else change
+    settings = {} if isinstance(change, str) else change
     if change == "data":
         data = replace(data, train=(cache(tmp_path / "other", 60, 5),))
+    elif change == "head":
+        head = ForceHead.load(data.head)
+        replace(head, out_weight=2 * head.out_weight).save(tmp_path / "head.safetensors")
+        data = replace(data, head=tmp_path / "head.safetensors")
     fit("swag", data, tmp_path / "fit", **settings)
     fit("swag", data, tmp_path / "fresh", **settings)
     assert_same_bytes(tmp_path / "fit", tmp_path / "fresh")
