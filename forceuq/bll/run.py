@@ -79,6 +79,7 @@ class Run:
         self.best_epoch = 0
         self.best_loss = math.inf
         self.best = self._values()
+        self.best_adam: dict[str, Tensor] = {}
         self.trace: list[tuple[float | None, float]] = []
         self.seconds = 0.0
 
@@ -91,11 +92,31 @@ class Run:
             for name, tensor in self.tensors.items():
                 tensor.copy_(values[name])
 
+    def adam(self) -> dict[str, Tensor]:
+        """Return a copy of Adam's state, by tensor and quantity; empty before the first step."""
+        return {
+            f"{name}.{quantity}": value.detach().clone()
+            for name, tensor in self.tensors.items()
+            for quantity, value in self.optimiser.state.get(tensor, {}).items()
+        }
+
+    def restore_adam(self, state: Mapping[str, Tensor]) -> None:
+        """Give Adam a state that ``adam`` returned."""
+        by_tensor: list[dict[str, Tensor]] = [{} for _ in self.tensors]
+        index = {name: i for i, name in enumerate(self.tensors)}
+        for key, value in state.items():
+            name, _, quantity = key.rpartition(".")
+            by_tensor[index[name]][quantity] = value.clone()
+        groups = self.optimiser.state_dict()["param_groups"]
+        states = {i: each for i, each in enumerate(by_tensor) if each}
+        self.optimiser.load_state_dict({"state": states, "param_groups": groups})
+
     def record(self, training: float | None, validation: float) -> None:
         """Note the losses of the epoch that has ended."""
         self.trace.append((training, validation))
         if validation < self.best_loss:
             self.best_loss, self.best_epoch, self.best = validation, self.epoch, self._values()
+            self.best_adam = self.adam()
 
     @property
     def stopped(self) -> str | None:
@@ -115,6 +136,7 @@ class Run:
             "seconds": self.seconds,
             "values": self._values(),
             "best": self.best,
+            "best_adam": self.best_adam,
             "optimiser": self.optimiser.state_dict(),
             "observer": {} if self.observer is None else self.observer.state(),
         }
@@ -138,6 +160,7 @@ class Run:
             return False
         self.restore(state["values"])
         self.best = {name: value.to(self.tensors[name].device) for name, value in state["best"].items()}
+        self.best_adam = state["best_adam"]
         self.optimiser.load_state_dict(state["optimiser"])
         if self.observer is not None:
             self.observer.restore(state["observer"])
@@ -169,7 +192,8 @@ def train_epochs(run: Run, batches: Batches, held_out: Batches, seed: int, check
     """Train by Adam until the run stops; the tensors end as the last epoch left them.
 
     Args:
-        run: what is trained and how; ``run.best`` then holds the values of the best epoch.
+        run: what is trained and how; ``run.best`` and ``run.best_adam`` then hold the best epoch's values and
+            Adam's state with them.
         batches: of the training structures.
         held_out: of the validation structures.
         seed: of the order of structures.

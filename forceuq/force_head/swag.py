@@ -3,6 +3,7 @@
 The weights w are all of the force head's, on standardised node features, as one vector of P numbers.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,6 +193,7 @@ def collect(
     train: FeatureReader,
     validation: FeatureReader,
     head: ForceHead,
+    adam: Mapping[str, NDArray[np.float32]],
     settings: HeadSettings,
     epochs: int,
     rank: int,
@@ -200,13 +202,11 @@ def collect(
 ) -> Collected:
     """Go on training a head for some epochs at the same rate, an iterate each, and return their Gaussian.
 
-    Adam starts with a new state: what is reloaded is the head's weights, so that this stage is a function of
-    them alone, whether the first stage ran here or is another fit's. (The paper does not say.)
-
     Args:
         train: node features of the training structures.
         validation: those of the validation structures; their loss is only reported.
         head: the first stage's.
+        adam: Adam's state to go on with; empty for a new one.
         settings: the first stage's; ``patience`` has no part in this.
         epochs: T, how many.
         rank: K, deviations that are kept.
@@ -227,10 +227,18 @@ def collect(
         learning_rate=settings.learning_rate,
         patience=None,
         max_epochs=epochs,
-        key=training_key((settings, epochs, rank), seed, head, training.readers),
+        key=training_key((settings, epochs, rank, _digest(adam)), seed, head, training.readers),
         observer=moments,
         first_epoch=settings.max_epochs,
     )
+    run.restore_adam({name: torch.from_numpy(np.array(value)) for name, value in adam.items()})
     train_epochs(run, training.batches, training.held_out, seed, checkpoints / "swag.pt")
     posterior = SwagPosterior(head, training.standardisation, moments.gaussian())
     return Collected(posterior, tuple(run.trace), run.seconds)
+
+
+def _digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

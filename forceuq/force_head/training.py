@@ -1,5 +1,6 @@
 """Training the whole force head on the force error, from cached node features. Imports torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,6 +49,7 @@ class TrainedHead:
         stopped: why training ended: ``patience`` or ``max_epochs``.
         trace: training and validation loss of each epoch; the first entry is the start, without training.
         seconds: of training, over all attempts; of an interrupted epoch nothing counts.
+        adam: Adam's state at the best epoch, by layer and quantity, for a training that goes on from there.
     """
 
     head: ForceHead
@@ -56,6 +58,7 @@ class TrainedHead:
     stopped: str
     trace: tuple[tuple[float | None, float], ...]
     seconds: float
+    adam: Mapping[str, NDArray[np.float32]]
 
 
 class StandardisedHead:
@@ -187,4 +190,5 @@ def train_head(
         stopped=run.stopped or "",
         trace=tuple(run.trace),
         seconds=run.seconds,
+        adam={name: value.cpu().numpy() for name, value in run.best_adam.items()},
     )

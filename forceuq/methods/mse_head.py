@@ -1,6 +1,6 @@
 """The backbone's force head trained on the force error: SWAG's first stage by itself, a baseline."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,9 @@ from forceuq.predictions import PredictionBlock, pack_symmetric
 if TYPE_CHECKING:
     from forceuq.backbones.head import ForceHead
     from forceuq.force_head.training import HeadSettings, TrainedHead
+
+
+_ADAM = "head-training-adam"
 
 
 class Options(BaseModel):
@@ -52,6 +55,7 @@ class FittedHead:
         seed: likewise.
         head: its ``forces`` are the predictions, before ZBL.
         noise: (3, 3) covariance of the training residuals, (eV/Å)².
+        adam: the optimiser's state at the best epoch, for SWAG to go on with.
         report: what was done, with seconds: the one file that differs between runs.
     """
 
@@ -59,16 +63,21 @@ class FittedHead:
     seed: int
     head: "ForceHead"
     noise: NDArray[np.float64]
+    adam: Mapping[str, NDArray[np.float32]]
     report: dict[str, Any]
 
     def save(self, directory: Path) -> None:
-        """Write head, covariance, options and report into ``directory``."""
-        from forceuq.files import write_json
+        """Write head, covariance, the optimiser's state, options and report into ``directory``."""
+        from safetensors.numpy import save_file
+
+        from forceuq.files import whole_file, write_json
         from forceuq.force_head.residuals import save_noise
 
         directory.mkdir(parents=True, exist_ok=True)
         self.head.save(directory / "head.safetensors")
         save_noise(directory, self.noise)
+        with whole_file(directory / "adam.safetensors") as temporary:
+            save_file(dict(self.adam), temporary, metadata={"forceuq": _ADAM})
         write_json(directory / "report.json", self.report)
         write_saved(directory, "mse_head", self.seed, self.options)
 
@@ -147,7 +156,7 @@ def fit(
         "training": training_report(trained),
         "residual_covariance": noise.tolist(),
     }
-    return FittedHead(options, seed, trained.head, noise, report)
+    return FittedHead(options, seed, trained.head, noise, trained.adam, report)
 
 
 def training_report(trained: "TrainedHead") -> dict[str, Any]:
@@ -168,6 +177,7 @@ def load(directory: Path, backbone: BackboneSource | None = None) -> FittedHead:
         ConfigurationError: the directory is a fit of another kind.
     """
     from forceuq.backbones.head import ForceHead
+    from forceuq.bll.tensors import load_tensors
     from forceuq.files import read_json
     from forceuq.force_head.residuals import load_noise
 
@@ -177,5 +187,6 @@ def load(directory: Path, backbone: BackboneSource | None = None) -> FittedHead:
         seed,
         ForceHead.load(directory / "head.safetensors"),
         load_noise(directory),
+        load_tensors(directory / "adam.safetensors", _ADAM, ()),
         read_json(directory / "report.json"),
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,12 @@ class Options(mse_head.Options):
         default=40, ge=2, description="Epochs of the second stage; each one's last weights are an iterate."
     )
     rank: int = Field(default=20, ge=2, description="K, last deviations that make the low-rank covariance.")
+    adam_state: Literal["best", "fresh"] = Field(
+        default="best",
+        description="Adam's state in the second stage: as it was at the best epoch, reloaded with the weights, or a"
+        " new one. The paper does not say. A new one throws the weights far off in its first steps, and the"
+        " iterates then tell of the way back.",
+    )
     samples: int = Field(default=10, ge=2, description="Weights that are drawn: forward passes of the head.")
 
     @model_validator(mode="after")
@@ -142,14 +148,16 @@ def fit(
     train, validation = FeatureReader(data.train), FeatureReader(data.validation)
     settings = options.head_settings()
     if starts_from is not None:
-        head = _reuse(starts_from, options, seed)
-        first_seconds = 0.0
+        reused = _reuse(starts_from, options, seed)
+        head, adam, first_seconds = reused.head, reused.adam, 0.0
         first: dict[str, Any] = {"reused": True}
     else:
         trained = train_head(train, validation, ForceHead.load(data.head), settings, seed, checkpoints)
-        head, first_seconds = trained.head, trained.seconds
+        head, adam, first_seconds = trained.head, trained.adam, trained.seconds
         first = mse_head.training_report(trained)
-    collected = collect(train, validation, head, settings, options.swag_epochs, options.rank, seed, checkpoints)
+    if options.adam_state == "fresh":
+        adam = {}
+    collected = collect(train, validation, head, adam, settings, options.swag_epochs, options.rank, seed, checkpoints)
     began = time.perf_counter()
     heads = collected.posterior.heads(options.samples, seed)
     noise = residual_covariance(cached_residuals(train, lambda x: sampled_forces(heads, x).mean(axis=0)))
@@ -168,6 +176,7 @@ def fit(
         "collection": {
             "epochs": options.swag_epochs,
             "rank": options.rank,
+            "adam_state": "best" if adam else "fresh",
             "trace": [list(entry) for entry in collected.trace],
         },
         "residual_covariance": noise.tolist(),
@@ -175,16 +184,14 @@ def fit(
     return FittedSwag(options, seed, collected.posterior, noise, report)
 
 
-def _reuse(directory: Path, options: Options, seed: int) -> "ForceHead":
-    from forceuq.backbones.head import ForceHead
-
-    found, other_seed = options_and_seed(directory, "mse_head", mse_head.Options)
-    refuse_other_settings(directory, found, options, sorted(set(mse_head.Options.model_fields) - {"device"}))
-    if other_seed != seed:
+def _reuse(directory: Path, options: Options, seed: int) -> mse_head.FittedHead:
+    found = mse_head.load(directory)
+    refuse_other_settings(directory, found.options, options, sorted(set(mse_head.Options.model_fields) - {"device"}))
+    if found.seed != seed:
         raise ConfigurationError(
-            f"starts_from: {directory} was trained with seed {other_seed}, this fit has seed {seed}: they must be alike"
+            f"starts_from: {directory} was trained with seed {found.seed}, this fit has seed {seed}: they must be alike"
         )
-    return ForceHead.load(directory / "head.safetensors")
+    return found
 
 
 def load(directory: Path, backbone: BackboneSource | None = None) -> FittedSwag:

@@ -166,6 +166,26 @@ def test_swag_from_a_trained_head_is_swag(data, tmp_path):
     assert not (tmp_path / "started-checkpoints" / "head.pt").exists()
 
 
+def test_the_second_stage_goes_on_as_the_first_would_have(data, tmp_path):
+    """Where the first stage's best epoch is its last, the second is but more of it, unless Adam starts anew."""
+    long = fit("mse_head", data, tmp_path / "long", max_epochs=11)
+    short, fresh = (fit("swag", data, tmp_path / state, adam_state=state) for state in ("best", "fresh"))
+    assert short.report["training"]["best_epoch"] == 6
+    expected = np.array(long.report["training"]["trace"][7:12])
+    trace, other = (np.array(each.report["collection"]["trace"][1:]) for each in (short, fresh))
+    np.testing.assert_allclose(trace, expected, rtol=2e-4)
+    assert np.abs(other / expected - 1).max() > 1e-2
+    assert [each.report["collection"]["adam_state"] for each in (short, fresh)] == ["best", "fresh"]
+
+
+def test_a_head_that_got_no_better_has_no_adam_state(data, tmp_path):
+    found = fit("mse_head", data, tmp_path / "first", learning_rate=5.0, patience=1)
+    assert found.report["training"]["best_epoch"] == 0
+    assert mse_head.load(tmp_path / "first").adam == {}
+    started = fit("swag", data, tmp_path / "s", learning_rate=5.0, patience=1, starts_from=tmp_path / "first")
+    assert started.report["collection"]["adam_state"] == "fresh"
+
+
 def test_what_swag_cannot_start_from(data, tmp_path):
     fit("mse_head", data, tmp_path / "first")
     with pytest.raises(ConfigurationError, match='"learning_rate": 0.01.*"learning_rate": 0.02'):
