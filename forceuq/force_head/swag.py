@@ -202,6 +202,11 @@ def collect(
 ) -> Collected:
     """Go on training a head for some epochs at the same rate, an iterate each, and return their Gaussian.
 
+    With Adam's state at the first stage's best epoch this stage is what the first would have been without early
+    stopping, but for the order of structures. (The paper says that the best checkpoint is reloaded, and not
+    whether that includes the optimiser's state. A new one takes its first steps at the full rate in every
+    weight, which throws the head far off; the iterates are then those of its way back.)
+
     Args:
         train: node features of the training structures.
         validation: those of the validation structures; their loss is only reported.
@@ -210,7 +215,8 @@ def collect(
         settings: the first stage's; ``patience`` has no part in this.
         epochs: T, how many.
         rank: K, deviations that are kept.
-        seed: of the order of structures, which is another one than the first stage's.
+        seed: of the order of structures; epochs are numbered from ``settings.max_epochs`` on, so that no order is
+            one of the first stage's.
         checkpoints: directory of the checkpoint; an interrupted collection goes on from it to the same bits.
 
     Raises:

@@ -167,6 +167,8 @@ def fit(
         "structures": train.n_structures,
         "parameters": {"trained": count_parameters(head)},
         "samples": options.samples,
+        # Of the head: the backbone itself runs once.
+        "passes": options.samples,
         "seconds": {
             "training": first_seconds,
             "collection": collected.seconds,
