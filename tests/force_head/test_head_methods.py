@@ -1,13 +1,10 @@
 """The trained force head and SWAG through the interface of a method."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from forceuq.backbones.head import ForceHead
 from forceuq.bll import run as training_run
@@ -15,9 +12,8 @@ from forceuq.calibration import ValidationLikelihood, fit_calibration
 from forceuq.errors import ConfigurationError, DataError, FitError
 from forceuq.features import cache as feature_cache
 from forceuq.features.cache import FeatureReader
-from forceuq.force_head.residuals import residual_covariance
 from forceuq.force_head.swag import Moments
-from forceuq.methods import load_method, mse_head, swag
+from forceuq.methods import mse_head, swag
 from forceuq.metrics import evaluate
 from forceuq.predictions import pack_symmetric, read_predictions, unpack_symmetric, write_predictions
 
@@ -358,39 +354,6 @@ def test_the_report_has_the_cost(data, tmp_path):
     assert len(report["collection"]["trace"]) == 6
 
 
-def test_the_defaults_are_the_papers():
-    found = swag.Options()
-    assert (found.learning_rate, found.batch_structures, found.patience) == (1e-3, 64, 10)
-    assert (found.swag_epochs, found.rank, found.samples) == (40, 20, 10)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rank": 41}, "rank 41 needs as many epochs"),
-        ({"rank": 1}, "greater than or equal to 2"),
-        ({"samples": 1}, "greater than or equal to 2"),
-        ({"swag_epoch": 3}, "swag_epoch"),
-        ({"learning_rate": 0}, "greater than 0"),
-    ],
-)
-def test_impossible_options(options, message):
-    with pytest.raises(ValidationError, match=message):
-        swag.Options(**options)
-
-
-def test_residuals_without_a_covariance():
-    rows = np.arange(4)
-    flat = np.random.default_rng(0).normal(size=(4, 3)) * [1, 1, 0]
-    with pytest.raises(FitError, match="of 4 atoms do not span three dimensions"):
-        residual_covariance([(rows, flat)])
-    with pytest.raises(FitError, match="no training atoms"):
-        residual_covariance([])
-    flat[2, 1] = np.nan
-    with pytest.raises(FitError, match="structure 2: a training residual is"):
-        residual_covariance([(rows, flat)])
-
-
 def test_calibrated_coverage_in_distribution(fitted, cache, data, tmp_path):
     kind = fitted[0]
     train, validation, test = (cache(tmp_path / name, n, 11 + n) for name, n in (("a", 600), ("b", 300), ("c", 601)))
@@ -402,15 +365,6 @@ def test_calibrated_coverage_in_distribution(fitted, cache, data, tmp_path):
     assert calibration.b_identified == (kind == "swag")
     (result,) = evaluate(read_predictions(tmp_path / "test.parquet"), [(calibration.a, calibration.b)])
     assert result.values["coverage_90"][0] == pytest.approx(0.9, abs=0.03)
-
-
-@pytest.mark.parametrize("kind", ["mse_head", "swag", "backbone_forces"])
-def test_kinds_are_cheap_to_import(kind):
-    assert load_method(kind).Options()
-    heavy = "('torch', 'scipy', 'sklearn', 'gpytorch')"
-    code = f"import sys, forceuq.methods.{kind}; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_every_split_has_the_same_samples(data, parts, tmp_path):
