@@ -48,6 +48,15 @@ class ForceHead:
             out[start : start + _ROWS] = h
         return out
 
+    def forces(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the head's own forces, (n, 3) eV/Å, for node features (n, node_dim).
+
+        As the layers give them: neither net force nor net torque is removed, nothing is added after the head.
+        """
+        raw = self.penultimate(x).astype(np.float64) @ self.out_weight.T.astype(np.float64) + self.out_bias
+        forces: NDArray[np.float64] = raw * self.std + self.mean
+        return forces
+
     def save(self, path: str | Path) -> None:
         """Write the head as safetensors."""
         from safetensors.numpy import save_file

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from forceuq.errors import FitError
+from forceuq.backbones.head import ForceHead
+from forceuq.errors import DataError, FitError
 from forceuq.features.cache import FeatureBlock, FeatureReader
 
 # Above this, features are read anew every epoch, a pool of this size at a time.
@@ -45,6 +46,22 @@ class Standardisation:
         # Below float32's resolution of the mean a variance is rounding.
         constant = std <= 1e-6 * np.abs(mean)
         return cls(mean, np.where(constant | (std == 0.0), 1.0, std))
+
+
+def check_width(readers: Sequence[FeatureReader], head: ForceHead) -> None:
+    """Make sure that a head takes the features of caches.
+
+    Raises:
+        DataError: it does not, naming the cache.
+    """
+    expected = np.shape(head.weights[0][0])[1]
+    for reader in readers:
+        if reader.metadata.width != expected:
+            raise DataError(
+                f"holds {reader.metadata.width} features an atom, the head takes {expected}: they are of different"
+                " backbones",
+                file=reader.directories[0],
+            )
 
 
 @dataclass(frozen=True)

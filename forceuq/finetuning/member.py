@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from forceuq.backbones import TrainableBackbone, load_backbone_module
-from forceuq.data.splits import read_part
-from forceuq.data.structures import read_structures
 from forceuq.errors import ConfigurationError, DataError
-from forceuq.features.extract import batches
 from forceuq.files import file_digest, read_json, whole_file, write_json
 from forceuq.finetuning.frames import Frames
 from forceuq.finetuning.gaussian import GaussianForces, VarianceStart, renew_last_projection
 from forceuq.finetuning.lora import inject, merge
+from forceuq.finetuning.stream import graph_blocks
 from forceuq.finetuning.training import Group, TrainingSettings, key_of, train
 from forceuq.methods import BackboneSource, StructurePart, TrainingData
 from forceuq.predictions import PredictionBlock, pack_symmetric
@@ -177,25 +175,21 @@ class FittedMember:
         module = load_backbone_module(self.source.kind)
         options = module.Options(**self.source.options)
         scale = backbone.force_scale
-        for index, part in enumerate(structures):
-            rows = read_part(part.splits, part.name)
-            for batch in batches(read_structures(part.structures, rows), max_atoms):
-                graph = module.graphs([structure for _, structure in batch], options)
-                with torch.no_grad():
-                    force, log_variance = network(graph)
-                    mean = (force.double() + backbone.zbl(graph).double()).cpu().numpy()
-                    variance = (log_variance.double().exp() * scale**2).cpu().numpy()
-                sizes = [len(structure) for _, structure in batch]
-                yield PredictionBlock(
-                    structure=np.repeat(np.array([row for row, _ in batch], dtype=np.int64), sizes),
-                    atom=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
-                    number=np.concatenate([structure.numbers for _, structure in batch]).astype(np.int16),
-                    part=np.full(sum(sizes), index, dtype=np.int16),
-                    target=np.concatenate([structure.forces for _, structure in batch]),
-                    mean=mean,
-                    floor=pack_symmetric(variance[:, :, None] * np.eye(3)),
-                    spread=np.zeros((sum(sizes), 6)),
-                )
+        for block in graph_blocks(structures, module, options, max_atoms):
+            with torch.no_grad():
+                force, log_variance = network(block.graph)
+                mean = (force.double() + backbone.zbl(block.graph).double()).cpu().numpy()
+                variance = (log_variance.double().exp() * scale**2).cpu().numpy()
+            yield PredictionBlock(
+                structure=block.structure,
+                atom=block.atom,
+                number=block.number,
+                part=block.part,
+                target=block.target,
+                mean=mean,
+                floor=pack_symmetric(variance[:, :, None] * np.eye(3)),
+                spread=np.zeros((len(block), 6)),
+            )
 
 
 def fit_member(
@@ -282,24 +276,6 @@ def _backbone_size(backbone: TrainableBackbone) -> int:
     adapters = {"lora_a", "lora_b"}
     named = backbone.model.named_parameters()
     return _count(parameter for name, parameter in named if name.rpartition(".")[2] not in adapters)
-
-
-def read_member_options(directory: Path, kind: str) -> dict[str, Any]:
-    """Return the options that a member was saved with.
-
-    Raises:
-        DataError: there are none, or they are damaged.
-        ConfigurationError: the directory is a fit of another kind.
-    """
-    path = directory / "options.json"
-    try:
-        saved: dict[str, Any] = read_json(path)
-        found = saved["kind"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"no options of a {kind!r} fit ({error}): fit it again", file=path) from error
-    if found != kind:
-        raise ConfigurationError(f"{directory} is a fit of kind {found!r}, not {kind!r}")
-    return saved
 
 
 def load_member(

@@ -1,6 +1,5 @@
 """The Bayesian last layer: exact Bayesian inference over the weights of the last force layer."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -10,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from forceuq.errors import ConfigurationError, DataError
 from forceuq.files import read_json, whole_file, write_json
 from forceuq.methods import BackboneSource, StructurePart, TrainingData
+from forceuq.methods._saved import read_saved, refuse_other_settings
 from forceuq.predictions import PredictionBlock, pack_symmetric
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class Options(BaseModel):
         default="evidence",
         description="Prior precisions and Sigma_e: maximising the evidence of all training atoms, or as learned"
         " along with projection nlml (the paper's).",
+    )
+    homoscedastic: bool = Field(
+        default=False,
+        description="Leave the posterior's variance out of the predictions (u = 0): the same mean, the same"
+        " covariance Sigma_e for every atom. A baseline.",
     )
     width: int | None = Field(
         default=None,
@@ -113,17 +118,20 @@ class FittedBLL:
     ) -> Iterator[PredictionBlock]:
         """Yield mean (ZBL added back), floor Sigma_e and spread u Sigma_e (eq. 8) of every atom.
 
+        A homoscedastic fit has u = 0.
+
         Raises:
             DataError: a cache that is damaged, or of another width than the projection takes.
         """
+        from forceuq.bll.batches import check_width
         from forceuq.features.cache import FeatureReader
 
         reader = FeatureReader(feature_dirs)
-        _check_width(reader, self.head)
+        check_width((reader,), self.head)
         sigma = pack_symmetric(self.posterior.noise)
         for block in reader.blocks():
             phi = self.head.penultimate(block.features)
-            u = self.posterior.variance_factor(phi)
+            u = np.zeros(len(block)) if self.options.homoscedastic else self.posterior.variance_factor(phi)
             yield PredictionBlock(
                 structure=block.structure,
                 atom=block.atom,
@@ -158,6 +166,7 @@ def fit(
         ConfigurationError: ``starts_from`` was trained otherwise, or there is no GPU for ``device: cuda``.
     """
     from forceuq.backbones.head import ForceHead
+    from forceuq.bll.batches import check_width
     from forceuq.bll.evidence import effective_parameters, fit_evidence, nlml, noise_parameters
     from forceuq.bll.posterior import Posterior
     from forceuq.features.cache import FeatureReader
@@ -188,7 +197,7 @@ def fit(
             "stopped": trained.stopped,
             "trace": [list(entry) for entry in trained.trace],
         }
-    _check_width(reader, head)
+    check_width((reader,), head)
 
     began = time.perf_counter()
     statistics = _statistics(reader, head)
@@ -212,6 +221,7 @@ def fit(
     posterior = Posterior.from_statistics(statistics, precision, noise)
     seconds["hyperparameters"] = time.perf_counter() - began
     report["features"] = statistics.width
+    report["parameters"] = _parameters(head, options)
     report["sigma_e"] = noise.tolist()
     return FittedBLL(options, _with_mean(head, posterior), posterior, learned, report)
 
@@ -235,16 +245,11 @@ def load(directory: Path, backbone: BackboneSource | None = None) -> FittedBLL:
 
 
 def _read_options(directory: Path) -> Options:
-    path = directory / "options.json"
+    values = read_saved(directory, "bll")
     try:
-        values = read_json(path)
-        kind = values.pop("kind")
-        options = Options(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"no options of a BLL fit ({error}): fit it again", file=path) from error
-    if kind != "bll":
-        raise ConfigurationError(f"{directory} is a fit of kind {kind!r}, not a BLL's")
-    return options
+        return Options(**{name: value for name, value in values.items() if name != "kind"})
+    except ValidationError as error:
+        raise DataError(f"not options of a BLL fit ({error}): fit it again", file=directory / "options.json") from error
 
 
 def _load_learned(directory: Path) -> _Learned | None:
@@ -260,19 +265,9 @@ def _reuse(directory: Path, options: Options) -> "tuple[ForceHead, _Learned | No
     from forceuq.backbones.head import ForceHead
 
     other = _read_options(directory)
-    # Everything but the hyperparameters shapes the projection.
-    differing = [
-        name
-        for name in Options.model_fields
-        if name not in {"hyperparameters", "device"} and getattr(other, name) != getattr(options, name)
-    ]
-    if differing:
-        found = json.dumps({name: getattr(other, name) for name in differing})
-        wanted = json.dumps({name: getattr(options, name) for name in differing})
-        raise ConfigurationError(
-            f"starts_from: the projection of {directory} was trained with {found}, this fit has {wanted}: set"
-            " them alike, or drop starts_from"
-        )
+    # All others shape the projection.
+    names = set(Options.model_fields) - {"hyperparameters", "homoscedastic", "device"}
+    refuse_other_settings(directory, other, options, sorted(names))
     return ForceHead.load(directory / "projection.safetensors"), _load_learned(directory)
 
 
@@ -311,6 +306,18 @@ def _statistics(reader: "FeatureReader", head: "ForceHead") -> "SufficientStatis
     return accumulate(blocks, len(head.weights[-1][1]), reader.metadata.targets)
 
 
+def _parameters(head: "ForceHead", options: Options) -> dict[str, int]:
+    """Count weights: the projection's where it is trained (here, or in the fit that it is from), the last layer's.
+
+    The last layer has D x 3, without bias. Hyperparameters (D prior precisions and six numbers of Sigma_e) are
+    not counted.
+    """
+    trained = options.projection != "pretrained"
+    projection = sum(np.size(x) for layer in head.weights for x in layer) if trained else 0
+    last_layer = 3 * len(head.weights[-1][1])
+    return {"projection": projection, "last_layer": last_layer, "trained": projection + last_layer}
+
+
 def _with_mean(head: "ForceHead", posterior: "Posterior") -> "ForceHead":
     """Return the head whose own force is the posterior mean."""
     from dataclasses import replace
@@ -324,16 +331,6 @@ def _with_mean(head: "ForceHead", posterior: "Posterior") -> "ForceHead":
         remove_mean=False,
         remove_torque=False,
     )
-
-
-def _check_width(reader: "FeatureReader", head: "ForceHead") -> None:
-    expected = np.shape(head.weights[0][0])[1]
-    if reader.metadata.width != expected:
-        raise DataError(
-            f"holds {reader.metadata.width} features an atom, the head takes {expected}: they are of different"
-            " backbones",
-            file=reader.directories[0],
-        )
 
 
 def _evidence_report(found: "EvidenceFit") -> dict[str, Any]:

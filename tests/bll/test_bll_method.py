@@ -244,3 +244,38 @@ def test_predictions_can_be_written(data, tmp_path):
     back = list(read_predictions(tmp_path / "p.parquet"))
     for name in ("structure", "part", "mean", "floor", "spread"):
         np.testing.assert_array_equal(joined(back, name), joined(known, name))
+
+
+def test_homoscedastic_has_the_same_mean_and_no_spread(data, tmp_path):
+    test = [write_cache(tmp_path / "test", 40, 7)]
+    ordinary = fit(data, tmp_path, "ordinary", projection="mse")
+    plain = fit(data, tmp_path, "plain", projection="mse", homoscedastic=True)
+    one, other = list(ordinary.predict(test)), list(bll.load(tmp_path / "plain").predict(test))
+    for name in ("mean", "floor"):
+        np.testing.assert_array_equal(joined(other, name), joined(one, name))
+    assert joined(one, "spread").any()
+    assert not joined(other, "spread").any()
+    assert plain.report["parameters"] == ordinary.report["parameters"]
+
+
+@pytest.mark.parametrize("homoscedastic", [True, False])
+def test_homoscedastic_and_ordinary_fits_start_from_each_other(data, tmp_path, homoscedastic):
+    first = fit(data, tmp_path, "first", projection="mse", homoscedastic=not homoscedastic)
+    second = fit(
+        data, tmp_path, "second", projection="mse", homoscedastic=homoscedastic, starts_from=tmp_path / "first"
+    )
+    assert second.report["projection"] == {"reused": True}
+    np.testing.assert_array_equal(second.posterior.mean, first.posterior.mean)
+
+
+@pytest.mark.parametrize(
+    ("options", "projection", "width"),
+    [
+        ({"projection": "pretrained"}, 0, WIDTH),
+        ({"projection": "mse"}, NODE * WIDTH + WIDTH, WIDTH),
+        ({"projection": "mse", "width": 4}, NODE * 4 + 4, 4),
+    ],
+)
+def test_the_report_counts_what_is_trained(data, tmp_path, options, projection, width):
+    counts = fit(data, tmp_path, "fit", **options).report["parameters"]
+    assert counts == {"projection": projection, "last_layer": 3 * width, "trained": projection + 3 * width}

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from forceuq.backbones.head import ForceHead
-from forceuq.bll import training
+from forceuq.bll import run as training_run
 from forceuq.bll.batches import Batches, Standardisation
 from forceuq.bll.evidence import nlml
 from forceuq.bll.objectives import EvidenceObjective, batch_nlml
+from forceuq.bll.projection import Projection
 from forceuq.bll.training import TrainingSettings, fresh_head, train_projection
 from forceuq.errors import DataError, FitError
 from forceuq.features import cache
@@ -117,7 +118,7 @@ def test_the_start_is_the_pretrained_projection(data, layers):
     # Weights as a trained backbone has them for such features: what they make of them is of order one.
     weights = [(head.weights[0][0] / scale.std.astype(np.float32), head.weights[0][1]), *head.weights[1:]]
     head = make_head(layers=layers).__class__(**{**head.__dict__, "weights": weights})
-    projection = training._Projection(head, scale, True, "cpu")
+    projection = Projection(head, scale, True, "cpu")
     (batch,) = Batches(train, scale, 1000).in_order()
     x = np.concatenate([block.features for block in train.blocks()])
     expected = head.penultimate(x)
@@ -185,7 +186,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("after", [1, 2.5, 7])
 def test_a_killed_training_goes_on_to_the_same_bits(data, tmp_path, monkeypatch, objective, after):
     whole = train_projection(*data, make_head(), settings(objective), 3, tmp_path / "whole")
-    original, calls = training._train_epoch, 0
+    original, calls = training_run.train_epoch, 0
 
     def dying(run, batches, seed):
         nonlocal calls
@@ -196,7 +197,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(data, tmp_path, monkeypatch,
             raise Killed
         return original(run, batches, seed)
 
-    monkeypatch.setattr(training, "_train_epoch", dying)
+    monkeypatch.setattr(training_run, "train_epoch", dying)
     with pytest.raises(Killed):
         train_projection(*data, make_head(), settings(objective), 3, tmp_path / "killed")
     trained = 0
@@ -206,7 +207,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(data, tmp_path, monkeypatch,
         trained += 1
         return original(run, batches, seed)
 
-    monkeypatch.setattr(training, "_train_epoch", counting)
+    monkeypatch.setattr(training_run, "train_epoch", counting)
     resumed = train_projection(*data, make_head(), settings(objective), 3, tmp_path / "killed")
     assert trained == 12 - int(after)
     assert resumed.trace == whole.trace
