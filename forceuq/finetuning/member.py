@@ -284,24 +284,6 @@ def _backbone_size(backbone: TrainableBackbone) -> int:
     return _count(parameter for name, parameter in named if name.rpartition(".")[2] not in adapters)
 
 
-def read_member_options(directory: Path, kind: str) -> dict[str, Any]:
-    """Return the options that a member was saved with.
-
-    Raises:
-        DataError: there are none, or they are damaged.
-        ConfigurationError: the directory is a fit of another kind.
-    """
-    path = directory / "options.json"
-    try:
-        saved: dict[str, Any] = read_json(path)
-        found = saved["kind"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"no options of a {kind!r} fit ({error}): fit it again", file=path) from error
-    if found != kind:
-        raise ConfigurationError(f"{directory} is a fit of kind {found!r}, not {kind!r}")
-    return saved
-
-
 def load_member(
     directory: Path, recipe: Recipe, saved: Mapping[str, Any], source: BackboneSource | None, device: str
 ) -> FittedMember:

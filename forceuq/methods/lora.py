@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from forceuq.methods import BackboneSource, TrainingData
+from forceuq.methods._saved import read_saved
 
 if TYPE_CHECKING:
     from forceuq.finetuning.member import FittedMember, Recipe
@@ -89,8 +90,8 @@ def load(directory: Path, backbone: BackboneSource | None = None) -> "FittedMemb
         ConfigurationError: no backbone, or a fit of another kind.
         DataError: files that are missing or damaged, or another backbone's weights.
     """
-    from forceuq.finetuning.member import load_member, read_member_options
+    from forceuq.finetuning.member import load_member
 
-    saved = read_member_options(directory, "lora")
+    saved = read_saved(directory, "lora")
     options = Options(**saved["options"])
     return load_member(directory, _recipe(options), saved, backbone, options.device)
