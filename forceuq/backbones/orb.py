@@ -184,7 +184,7 @@ class OrbBackbone:
         products = gns.featurize_edges(batch)
         return InitialInvariants(
             nodes=gns._encoder._node_fn(gns.featurize_nodes(batch)),
-            edges=products.view(len(products), -1, gns.angular_transform.dim)[:, :, 0],
+            edges=products.view(-1, self.invariant_dims[1], gns.angular_transform.dim)[:, :, 0],
             senders=batch.senders,
             receivers=batch.receivers,
             n_node=batch.n_node,
