@@ -19,7 +19,7 @@ from forceuq.blip.variational import Rows
 from forceuq.errors import ConfigurationError, FitError
 from forceuq.files import file_digest, read_json
 from forceuq.finetuning.frames import Frames
-from forceuq.finetuning.source import StructureBatch, frames_of, load_trainable, structure_batches
+from forceuq.finetuning.source import frames_of, load_trainable, structure_batches
 from forceuq.finetuning.stored import check_backbone, counts_of, read_values, save_fit, trace_of, values_of
 from forceuq.finetuning.training import Group, TrainingSettings, deterministic, key_of, train
 from forceuq.methods import BackboneSource, StructurePart, TrainingData
@@ -147,27 +147,32 @@ class FittedBlip:
         backbone, network = self.network()
         floor = pack_symmetric(self.floor)
         for batch in structure_batches(self.source, KIND, structures, max_atoms):
-            forces = _sample(backbone, network, batch, self.seed, self.passes)
+            ids = [structure.structure_id for structure in batch.structures]
+            with torch.no_grad():
+                repulsion = backbone.zbl(batch.graph).double()
+            forces = (_sample(network, batch.graph, ids, self.seed, self.passes) + repulsion).cpu().numpy()
             mean = forces.mean(axis=0)
             apart = forces - mean
             spread = np.einsum("kni,knj->nij", apart, apart) / len(forces)
             yield batch.block(mean, np.broadcast_to(floor, (len(mean), 6)), pack_symmetric(spread))
 
 
-def _sample(
-    backbone: TrainableBackbone, network: BlipNetwork, batch: StructureBatch, seed: int, passes: int
-) -> NDArray[np.float64]:
-    """Return forces (k, n, 3), eV/Å, of k noisy passes; of one pass with weights theta where k is 0."""
-    graph = batch.graph
+def _sample(network: BlipNetwork, graph: Any, ids: Sequence[str], seed: int, passes: int) -> Tensor:
+    """Return forces (k, n, 3) float64, eV/Å, before ZBL, of k noisy passes; with weights theta alone where k is 0.
+
+    Args:
+        network: the network.
+        graph: a batch.
+        ids: of its structures.
+        seed: of the noise.
+        passes: k.
+    """
     sizes: dict[Rows, list[int]] = {"nodes": graph.n_node.tolist(), "edges": graph.n_edge.tolist()}
-    ids = [structure.structure_id for structure in batch.structures]
     device = next(network.parameters()).device
     draws = [StructureNoise(ids, sizes, seed, index, device) for index in range(passes)]
     with torch.no_grad(), deterministic():
         forces = network.passes(graph, draws) if draws else network(graph, None)[None]
-        total = forces.double() + backbone.zbl(graph).double()
-    numbers: NDArray[np.float64] = total.cpu().numpy()
-    return numbers
+    return forces.double()
 
 
 def fit_blip(
@@ -234,7 +239,7 @@ def fit_blip(
     )
     began = time.perf_counter()
     count = passes if residuals == "passes" else 0
-    floor = _residual_covariance(backbone, network, source, data.train_structures, seed, count)
+    floor = _residual_covariance(network, training, seed, count)
     seconds = {"training": trained.seconds, "residuals": time.perf_counter() - began}
     named = backbone.model.named_parameters()
     report = {
@@ -250,20 +255,13 @@ def fit_blip(
     return FittedBlip(design, rates, passes, options, seed, source, values_of(groups), floor, report, device)
 
 
-def _residual_covariance(
-    backbone: TrainableBackbone,
-    network: BlipNetwork,
-    source: BackboneSource,
-    parts: Sequence[StructurePart],
-    seed: int,
-    passes: int,
-) -> NDArray[np.float64]:
-    """Return the (3, 3) second moment of the training residuals about their mean, in one pass over the structures."""
+def _residual_covariance(network: BlipNetwork, training: Frames, seed: int, passes: int) -> NDArray[np.float64]:
+    """Return the (3, 3) covariance of the training residuals, in one pass over the structures."""
     n = 0
     mean, scatter = np.zeros(3), np.zeros((3, 3))
-    for batch in structure_batches(source, KIND, parts, _MAX_ATOMS):
-        force = _sample(backbone, network, batch, seed, passes).mean(axis=0)
-        residual = np.concatenate([structure.forces for structure in batch.structures]) - force
+    for batch in training.in_order():
+        force = _sample(network, batch.graph, batch.structure_ids, seed, passes).mean(dim=0)
+        residual = (batch.target.double() - force.cpu()).numpy()
         # Chan's update, so that nothing cancels.
         centre = residual.mean(axis=0)
         apart, shift, total = residual - centre, centre - mean, n + len(residual)
