@@ -8,8 +8,9 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from forceuq.errors import ConfigurationError
 
@@ -42,22 +43,51 @@ class Backbone(Protocol):
         """Return the force head's layers and what follows them."""
 
 
+@dataclass(frozen=True)
+class InitialInvariants:
+    """What a message-passing network starts from, less all that turns with the structure.
+
+    Args:
+        nodes: (n, a) initial node features.
+        edges: (m, b) the part of the initial edge attributes that rotations leave as it is: a radial basis.
+        senders: (m,) atom that each edge comes from.
+        receivers: (m,) atom that it goes to.
+        n_node: (s,) atoms of each structure of the batch, one structure after the other.
+        n_edge: (s,) edges of each structure, likewise.
+    """
+
+    nodes: "Tensor"
+    edges: "Tensor"
+    senders: "Tensor"
+    receivers: "Tensor"
+    n_node: "Tensor"
+    n_edge: "Tensor"
+
+
 class TrainableBackbone(Backbone, Protocol):
     """A backbone whose weights can be trained: what fine-tuning needs beyond a frozen one.
 
     Args:
         model: all weights.
         force_scale: standard deviation of the forces as the head normalises them, eV/Å.
+        invariant_dims: widths of ``InitialInvariants``' nodes and edges.
     """
 
     model: "nn.Module"
     force_scale: float
+    invariant_dims: tuple[int, int]
 
     def head_forces(self, features: "Tensor", batch: Any) -> "Tensor":
         """Return (n, 3) eV/Å, the head's forces of node features, before ``zbl``; differentiable."""
 
     def message_mlps(self) -> "dict[str, nn.Module]":
         """Return the node and edge MLPs of every message-passing layer, by their names in ``model``."""
+
+    def acts_on(self, name: str) -> Literal["nodes", "edges"]:
+        """Return whether an MLP of ``message_mlps`` has an atom or an edge in each row."""
+
+    def initial_invariants(self, batch: Any) -> InitialInvariants:
+        """Return what the network starts from, without directions."""
 
     def force_mlp(self) -> "tuple[str, nn.Module]":
         """Return the force head's MLP with its name in ``model``."""

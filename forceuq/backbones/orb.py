@@ -17,6 +17,7 @@ from forceuq.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from forceuq.backbones import InitialInvariants
     from forceuq.backbones.head import ForceHead
     from forceuq.data.structures import Structure
 
@@ -132,6 +133,8 @@ class OrbBackbone:
         self.model = model.to(device).eval().requires_grad_(False)
         self.node_dim = int(model.heads["forces"].mlp[0].in_features)
         self.force_scale = float(model.heads["forces"].normalizer.bn.running_var.sqrt())
+        # The encoder's output is as wide as what enters the head.
+        self.invariant_dims = (self.node_dim, int(model.model.rbf_transform.num_bases))
         self.device = device
 
     def node_features(self, batch: Any) -> "Tensor":
@@ -162,6 +165,31 @@ class OrbBackbone:
             for index, layer in enumerate(self.model.model.gnn_stacks)
             for name in names
         }
+
+    def acts_on(self, name: str) -> Literal["nodes", "edges"]:
+        """Return whether an MLP of ``message_mlps`` has an atom or an edge in each row."""
+        return "edges" if name.endswith("._edge_mlp") else "nodes"
+
+    def initial_invariants(self, batch: Any) -> "InitialInvariants":
+        """Return the encoded atoms and the edges' radial basis.
+
+        Orb's initial edge attributes are the products of 8 Bessel functions of the distance, under an envelope,
+        and 16 spherical harmonics of the direction. Only those with the constant harmonic (l = 0), the Bessel
+        functions themselves, are invariant; what the encoder makes of all of them is not.
+        """
+        from forceuq.backbones import InitialInvariants
+
+        batch = batch.to(self.device)
+        gns = self.model.model
+        products = gns.featurize_edges(batch)
+        return InitialInvariants(
+            nodes=gns._encoder._node_fn(gns.featurize_nodes(batch)),
+            edges=products.view(-1, self.invariant_dims[1], gns.angular_transform.dim)[:, :, 0],
+            senders=batch.senders,
+            receivers=batch.receivers,
+            n_node=batch.n_node,
+            n_edge=batch.n_edge,
+        )
 
     def force_mlp(self) -> "tuple[str, nn.Module]":
         """Return the force head's MLP with its name in ``model``."""

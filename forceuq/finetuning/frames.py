@@ -38,11 +38,12 @@ class Frame:
 
 @dataclass(frozen=True)
 class Batch:
-    """Frames in one graph; ``target`` is (n, 3), ``structure_ids`` in their order."""
+    """Frames in one graph; ``target`` is (n, 3), ``structure_ids`` and ``sizes`` (atoms) in their order."""
 
     graph: Any
     target: Tensor
     structure_ids: tuple[str, ...]
+    sizes: tuple[int, ...]
 
 
 class Frames:
@@ -119,6 +120,7 @@ class Frames:
                 self._collate([frame.graph for frame in frames]),
                 torch.cat([frame.target for frame in frames]),
                 tuple(frame.structure_id for frame in frames),
+                tuple(len(frame.target) for frame in frames),
             )
 
     def _pools(self, order: NDArray[np.int64]) -> Iterator[list[Frame]]:

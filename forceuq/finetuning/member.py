@@ -1,6 +1,5 @@
 """A fine-tuned member of an ensemble: training, what is kept of it, and its predictions. Imports torch."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forceuq.backbones import TrainableBackbone, load_backbone_module
-from forceuq.errors import ConfigurationError, DataError
-from forceuq.files import file_digest, read_json, whole_file, write_json
-from forceuq.finetuning.frames import Frames
+from forceuq.backbones import TrainableBackbone
+from forceuq.errors import ConfigurationError
+from forceuq.files import file_digest, read_json
 from forceuq.finetuning.gaussian import GaussianForces, VarianceStart, renew_last_projection
 from forceuq.finetuning.lora import inject, merge
-from forceuq.finetuning.stream import graph_blocks
+from forceuq.finetuning.source import frames_of, load_trainable, structure_batches
+from forceuq.finetuning.stored import (
+    check_backbone,
+    counts_of,
+    read_values,
+    save_fit,
+    trace_of,
+    values_of,
+)
 from forceuq.finetuning.training import Group, TrainingSettings, key_of, train
 from forceuq.methods import BackboneSource, StructurePart, TrainingData
 from forceuq.predictions import PredictionBlock, pack_symmetric
 
-_LOGGER = logging.getLogger(__name__)
 _SCHEMA = "finetuned-member"
+_FILE = "member.safetensors"
 
 
 @dataclass(frozen=True)
@@ -48,21 +54,6 @@ class Recipe:
     head_learning_rate: float
 
 
-def _backbone(source: BackboneSource, recipe: Recipe, seed: int, device: str) -> TrainableBackbone:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("device: cuda, but torch finds no GPU here; use device: cpu")
-    module = load_backbone_module(source.kind)
-    options = module.Options(**source.options)
-    backbone: Any
-    if not (hasattr(module, "collate") and hasattr(module, "untrained")):
-        raise ConfigurationError(f"backbones of kind {source.kind!r} cannot be fine-tuned")
-    if recipe.scratch:
-        backbone = module.untrained(source.weights, options, seed, device)
-    else:
-        backbone = module.load(source.weights, options, device)
-    return backbone  # type: ignore[no-any-return]
-
-
 def build(
     source: BackboneSource, recipe: Recipe, seed: int, device: str
 ) -> tuple[TrainableBackbone, GaussianForces, list[Group]]:
@@ -78,7 +69,7 @@ def build(
         ConfigurationError: no GPU for ``cuda``, or a backbone that cannot be fine-tuned.
         DataError: weights that cannot be read.
     """
-    backbone = _backbone(source, recipe, seed, device)
+    backbone = load_trainable(source, device, untrained_seed=seed if recipe.scratch else None)
     prefix, force_mlp = backbone.force_mlp()
     # Before it is copied for the variance head, which takes nothing of the last layer but its shape.
     renew_last_projection(force_mlp, seed)
@@ -125,22 +116,16 @@ class FittedMember:
 
     def save(self, directory: Path) -> None:
         """Write the trained parameters (those only), options and report into ``directory``."""
-        from safetensors.torch import save_file
-
-        directory.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.contiguous() for name, value in sorted(self.values.items())}
-        with whole_file(directory / "member.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"forceuq": _SCHEMA})
-        write_json(directory / "report.json", dict(self.report))
-        # Last: load needs it, so a directory with it is whole.
-        write_json(
-            directory / "options.json",
-            {
-                "kind": self.recipe.kind,
-                "seed": self.seed,
-                "weights_sha256": file_digest(self.source.weights),
-                "options": dict(self.options),
-            },
+        save_fit(
+            directory,
+            self.recipe.kind,
+            self.seed,
+            self.source,
+            self.options,
+            self.values,
+            self.report,
+            file=_FILE,
+            schema=_SCHEMA,
         )
 
     def network(self) -> tuple[TrainableBackbone, GaussianForces]:
@@ -169,27 +154,15 @@ class FittedMember:
         Raises:
             DataError: no parts, or structures that cannot be read.
         """
-        if not structures:
-            raise DataError(f"a fit of kind {self.recipe.kind!r} predicts from structures, and got none")
         backbone, network = self.network()
-        module = load_backbone_module(self.source.kind)
-        options = module.Options(**self.source.options)
         scale = backbone.force_scale
-        for block in graph_blocks(structures, module, options, max_atoms):
+        for batch in structure_batches(self.source, self.recipe.kind, structures, max_atoms):
             with torch.no_grad():
-                force, log_variance = network(block.graph)
-                mean = (force.double() + backbone.zbl(block.graph).double()).cpu().numpy()
+                force, log_variance = network(batch.graph)
+                mean = (force.double() + backbone.zbl(batch.graph).double()).cpu().numpy()
                 variance = (log_variance.double().exp() * scale**2).cpu().numpy()
-            yield PredictionBlock(
-                structure=block.structure,
-                atom=block.atom,
-                number=block.number,
-                part=block.part,
-                target=block.target,
-                mean=mean,
-                floor=pack_symmetric(variance[:, :, None] * np.eye(3)),
-                spread=np.zeros((len(block), 6)),
-            )
+            floor = pack_symmetric(variance[:, :, None] * np.eye(3))
+            yield batch.block(mean, floor, np.zeros_like(floor))
 
 
 def fit_member(
@@ -224,19 +197,8 @@ def fit_member(
         raise ConfigurationError(f"a fit of kind {recipe.kind!r} needs the backbone itself, not only its features")
     source = data.backbone
     backbone, network, groups = build(source, recipe, seed, device)
-    module = load_backbone_module(source.kind)
-    graph_options = module.Options(**source.options)
-
-    def frames(parts: Sequence[StructurePart]) -> Frames:
-        return Frames(
-            parts,
-            lambda structures: module.graphs(structures, graph_options),
-            lambda graphs: module.collate(graphs, graph_options),
-            backbone.zbl,
-            batch_structures,
-        )
-
-    training, validation = frames(data.train_structures), frames(data.validation_structures)
+    training = frames_of(backbone, source, data.train_structures, batch_structures)
+    validation = frames_of(backbone, source, data.validation_structures, batch_structures)
     key = key_of(
         recipe,
         seed,
@@ -248,34 +210,22 @@ def fit_member(
         validation.digests(),
     )
     trained = train(groups, network.nll, training, validation, settings, seed, key, checkpoints / "member.pt")
-    counts = {group.name: _count(group.parameters.values()) for group in groups}
     report = {
         "options": dict(options),
         "structures": training.n_structures,
         "atoms": training.n_atoms,
-        "parameters": {**counts, "trained": sum(counts.values()), "backbone": _backbone_size(backbone)},
+        "parameters": {**counts_of(groups), "backbone": _backbone_size(backbone)},
+        "passes": {"backbone": 1, "head": 1},
         "seconds": {"training": trained.seconds},
-        "training": {
-            "epochs": trained.epochs,
-            "best_epoch": trained.best_epoch,
-            "stopped": trained.stopped,
-            "trace": [list(entry) for entry in trained.trace],
-        },
+        "training": trace_of(trained),
     }
-    values = {
-        name: parameter.detach().cpu().clone() for group in groups for name, parameter in group.parameters.items()
-    }
-    return FittedMember(recipe, options, seed, source, values, report, device)
-
-
-def _count(parameters: Any) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+    return FittedMember(recipe, options, seed, source, values_of(groups), report, device)
 
 
 def _backbone_size(backbone: TrainableBackbone) -> int:
     adapters = {"lora_a", "lora_b"}
     named = backbone.model.named_parameters()
-    return _count(parameter for name, parameter in named if name.rpartition(".")[2] not in adapters)
+    return sum(parameter.numel() for name, parameter in named if name.rpartition(".")[2] not in adapters)
 
 
 def load_member(
@@ -287,22 +237,9 @@ def load_member(
         ConfigurationError: no backbone is given.
         DataError: a file is missing or damaged, or the backbone has other weights than it was fitted to.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if source is None:
-        raise ConfigurationError(f"{directory}: a fit of kind {recipe.kind!r} is loaded with its backbone")
-    if file_digest(source.weights) != saved["weights_sha256"]:
-        raise DataError(f"is not the backbone that {directory} was fitted to: fit it again", file=source.weights)
-    path = directory / "member.safetensors"
-    try:
-        values = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot be read ({error}): fit it again", file=path) from error
-    groups = build(source, recipe, saved["seed"], "cpu")[2]
-    expected = {name: tuple(value.shape) for group in groups for name, value in group.parameters.items()}
-    if expected != {name: tuple(value.shape) for name, value in values.items()}:
-        raise DataError("holds other parameters than its options say: fit it again", file=path)
-    return FittedMember(
-        recipe, saved["options"], saved["seed"], source, values, read_json(directory / "report.json"), device
-    )
+    backbone = check_backbone(directory, recipe.kind, saved, source)
+    groups = build(backbone, recipe, saved["seed"], "cpu")[2]
+    expected = {name: value for group in groups for name, value in group.parameters.items()}
+    values = read_values(directory / _FILE, expected)
+    report = read_json(directory / "report.json")
+    return FittedMember(recipe, saved["options"], saved["seed"], backbone, values, report, device)

@@ -186,7 +186,7 @@ def train(
     """
     run = _Run(groups, settings, key)
     judge = validation_loss or loss
-    with _deterministic():
+    with deterministic():
         if not run.resume(checkpoint):
             run.record(None, _validate(run, judge, validation, seed))
         with tqdm(total=settings.max_epochs, initial=run.epoch, unit="epoch", mininterval=5) as bar:
@@ -204,7 +204,7 @@ def train(
 
 
 @contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
+def deterministic() -> Iterator[None]:
     """Make sums over neighbours run in a fixed order: otherwise several threads add in whichever order they come."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +18,14 @@ _FILE = "noise.safetensors"
 _SINGULAR = 1e-12
 
 
-def residual_covariance(blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.float64]]]) -> NDArray[np.float64]:
+def residual_covariance(blocks: Iterable[tuple[NDArray[Any], NDArray[np.float64]]]) -> NDArray[np.float64]:
     """Return R^T R / N of residuals, (3, 3) (eV/Å)².
 
     About zero and not about the residuals' mean: it is the maximum-likelihood covariance of Gaussian noise
     around the predictions as they are, as the BLL's Sigma_e is.
 
     Args:
-        blocks: of n atoms each the structures' rows (n,), for messages, and the residuals (n, 3), eV/Å.
+        blocks: of n atoms each the structures' rows or ids (n,), for messages, and the residuals (n, 3), eV/Å.
 
     Raises:
         FitError: there are no atoms; a residual that is not finite, naming the structure; residuals that do not

@@ -16,7 +16,7 @@ from forceuq.methods._saved import options_and_seed, read_saved, write_saved
 from forceuq.predictions import PredictionBlock, pack_symmetric
 
 if TYPE_CHECKING:
-    from forceuq.finetuning.stream import GraphBlock
+    from forceuq.finetuning.source import StructureBatch
 
 NEEDS_STRUCTURES = True
 _KIND = "backbone_forces"
@@ -74,39 +74,28 @@ class FittedBackboneForces:
             DataError: no parts, or structures that cannot be read.
             ConfigurationError: there is no GPU for ``device: cuda``.
         """
-        if not structures:
-            raise DataError(f"a fit of kind {_KIND!r} predicts from structures, and got none")
-        floor = pack_symmetric(self.noise)
-        for block, forces in _backbone_forces(self.source, structures, self.options):
-            yield PredictionBlock(
-                structure=block.structure,
-                atom=block.atom,
-                number=block.number,
-                part=block.part,
-                target=block.target,
-                mean=forces,
-                floor=np.broadcast_to(floor, (len(block), 6)),
-                spread=np.zeros((len(block), 6)),
-            )
+        packed = pack_symmetric(self.noise)
+        for batch, forces in _backbone_forces(self.source, structures, self.options):
+            floor = np.broadcast_to(packed, (len(forces), 6))
+            yield batch.block(forces, floor, np.zeros((len(forces), 6)))
 
 
 def _backbone_forces(
     source: BackboneSource, parts: Sequence[StructurePart], options: Options
-) -> "Iterator[tuple[GraphBlock, NDArray[np.float64]]]":
-    """Yield the parts' structures in blocks with the backbone's forces (n, 3), eV/Å."""
+) -> "Iterator[tuple[StructureBatch, NDArray[np.float64]]]":
+    """Yield the parts' structures in batches with the backbone's forces (n, 3), eV/Å."""
     import torch
 
     from forceuq.backbones import load_backbone_module
-    from forceuq.finetuning.stream import graph_blocks
+    from forceuq.finetuning.source import structure_batches
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device: cuda, but torch finds no GPU here; use device: cpu")
     module = load_backbone_module(source.kind)
-    backbone_options = module.Options(**source.options)
-    backbone = module.load(source.weights, backbone_options, options.device)
-    for block in graph_blocks(parts, module, backbone_options, options.batch_atoms):
+    backbone = module.load(source.weights, module.Options(**source.options), options.device)
+    for batch in structure_batches(source, _KIND, parts, options.batch_atoms):
         with torch.no_grad():
-            yield block, backbone.forces(block.graph).double().cpu().numpy()
+            yield batch, backbone.forces(batch.graph).double().cpu().numpy()
 
 
 def fit(
@@ -136,16 +125,18 @@ def fit(
     counts = {"atoms": 0, "structures": 0}
 
     def residuals(source: BackboneSource) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-        for block, forces in _backbone_forces(source, data.train_structures, options):
-            counts["atoms"] += len(block)
-            counts["structures"] += len(np.unique(block.structure))
-            yield block.structure, block.target - forces
+        for batch, forces in _backbone_forces(source, data.train_structures, options):
+            counts["atoms"] += len(forces)
+            counts["structures"] += len(batch.structures)
+            target = np.concatenate([structure.forces for structure in batch.structures])
+            yield np.repeat(np.array(batch.rows), [len(each) for each in batch.structures]), target - forces
 
     noise = residual_covariance(residuals(data.backbone))
     report = {
         "options": options.model_dump(mode="json"),
         **counts,
         "parameters": {"trained": 0},
+        "passes": {"backbone": 1, "head": 1},
         "seconds": {"residuals": time.perf_counter() - began},
         "residual_covariance": noise.tolist(),
     }

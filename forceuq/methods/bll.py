@@ -178,6 +178,7 @@ def fit(
         "options": options.model_dump(mode="json"),
         "atoms": reader.n_atoms,
         "structures": reader.n_structures,
+        "passes": {"backbone": 1, "head": 1},
         "seconds": seconds,
     }
     learned: _Learned | None = None

@@ -152,6 +152,7 @@ def fit(
         "atoms": reader.n_atoms,
         "structures": reader.n_structures,
         "parameters": {"trained": count_parameters(trained.head)},
+        "passes": {"backbone": 1, "head": 1},
         "seconds": {"training": trained.seconds, "residuals": time.perf_counter() - began},
         "training": training_report(trained),
         "residual_covariance": noise.tolist(),

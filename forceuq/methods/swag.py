@@ -168,7 +168,7 @@ def fit(
         "parameters": {"trained": count_parameters(head)},
         "samples": options.samples,
         # Of the head: the backbone itself runs once.
-        "passes": options.samples,
+        "passes": {"backbone": 1, "head": options.samples},
         "seconds": {
             "training": first_seconds,
             "collection": collected.seconds,

@@ -349,7 +349,7 @@ def test_the_report_has_the_cost(data, tmp_path):
     assert all(seconds > 0 for seconds in report["seconds"].values())
     atoms = FeatureReader(data.train).n_atoms
     assert (report["atoms"], report["structures"], report["samples"]) == (atoms, 90, 10)
-    assert (report["parameters"], report["passes"]) == ({"trained": 103}, 10)
+    assert (report["parameters"], report["passes"]) == ({"trained": 103}, {"backbone": 1, "head": 10})
     assert (report["training"]["epochs"], report["collection"]["epochs"]) == (6, 5)
     assert len(report["collection"]["trace"]) == 6
 

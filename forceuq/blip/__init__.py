@@ -1,0 +1,1 @@
+"""Variational dropout in the messages and updates of a backbone, with scales that depend on the input."""
