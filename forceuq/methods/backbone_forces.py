@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from forceuq.errors import ConfigurationError, DataError
+from forceuq.errors import ConfigurationError, DataError, FitError
 from forceuq.methods import BackboneSource, StructurePart, TrainingData
 from forceuq.methods._saved import options_and_seed, read_saved, write_saved
 from forceuq.predictions import PredictionBlock, pack_symmetric
@@ -121,6 +121,8 @@ def fit(
         raise ConfigurationError("starts_from: the backbone's own forces start from no fit; drop starts_from")
     if data.backbone is None:
         raise ConfigurationError(f"a fit of kind {_KIND!r} needs the backbone itself, not only its features")
+    if not data.train_structures:
+        raise FitError("there are no training parts, so no training atoms whose residuals have a covariance")
     began = time.perf_counter()
     counts = {"atoms": 0, "structures": 0}
 

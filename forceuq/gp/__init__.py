@@ -1,0 +1,1 @@
+"""Exact Gaussian processes on the frozen features of atoms."""
