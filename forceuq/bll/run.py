@@ -216,7 +216,7 @@ def train_epochs(run: Run, batches: Batches, held_out: Batches, seed: int, check
             run.seconds += time.perf_counter() - began
             run.save(checkpoint)
             bar.update()
-            bar.set_postfix(validation=f"{run.trace[-1][1]:.4f}", best=run.best_epoch)
+            bar.set_postfix(validation=f"{run.trace[-1][1]:.4f}", best=run.best_epoch, refresh=False)
     _LOGGER.info("%s: %d epochs, best %d", run.name, run.epoch, run.best_epoch)
 
 

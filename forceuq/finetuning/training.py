@@ -197,7 +197,7 @@ def train(
                 run.seconds += time.perf_counter() - began
                 run.save(checkpoint)
                 bar.update()
-                bar.set_postfix(validation=f"{run.trace[-1][1]:.4f}", best=run.best_epoch)
+                bar.set_postfix(validation=f"{run.trace[-1][1]:.4f}", best=run.best_epoch, refresh=False)
     run.restore(run.best)
     _LOGGER.info("%d epochs, best %d, stopped by %s", run.epoch, run.best_epoch, run.stopped)
     return Trained(run.epoch, run.best_epoch, run.stopped or "", tuple(run.trace), run.seconds)

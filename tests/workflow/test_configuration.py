@@ -61,7 +61,7 @@ def test_faults_are_named(path, value, message):
 def ensemble(**changes):
     """Return the demo's configuration with an ensemble of BLLs."""
     entry = {"kind": "ensemble", "label": "E", "combines": {"method": "bll-mse", "members": [[0, 1], [1, 2]]}}
-    return changed("methods.ensemble", {**entry, **changes})
+    return {**changed("methods.ensemble", {**entry, **changes}), "seeds": [0, 1, 2]}
 
 
 def test_each_ensemble_is_a_seed():

@@ -179,6 +179,50 @@ def test_a_method_is_one_file_and_one_entry_and_an_ensemble_one_entry(project):
     assert project.would_run() == {}
 
 
+def test_every_method_of_the_demo_goes_through(project):
+    config = yaml.safe_load(project.config.read_text())
+    demo = yaml.safe_load((project.folder / "config/demo.yaml").read_text())["methods"]
+    short = {
+        "bll": {"max_epochs": 2},
+        "mse_head": {"max_epochs": 2},
+        "swag": {"max_epochs": 2, "swag_epochs": 4, "rank": 3},
+        "blip": {"max_epochs": 1, "passes": 3},
+        "lora": {"max_epochs": 1},
+        "finetuned": {"max_epochs": 1},
+        "gp": {"subset": 50, "subset_evaluations": 5, "evaluations": 1},
+    }
+    config["datasets"]["alloys"] = None
+    config["methods"] = {
+        name: {"options": short.get(method["kind"], {})}
+        for name, method in demo.items()
+        if method["kind"] != "ensemble"
+    }
+    config["methods"]["deep-ensemble"] = {"combines": {"members": [[0, 1, 2]], "sizes": [2]}}
+    config["methods"]["finetuned"]["seeds"] = [0, 1, 2]
+    project.config.write_text(yaml.safe_dump(config))
+    project.snakemake()
+    run = project.folder / "results/tiny"
+    labels = [method["label"] for method in demo.values() if method.get("evaluate", True)]
+    for table in ("table1.md", "table2.md"):
+        text = (run / "tables" / table).read_text()
+        for label in labels:
+            assert f"| {label} |" in text, (table, label)
+        assert "2 members" not in text
+    metrics = pd.read_parquet(run / "metrics.parquet")
+    assert {"deep-ensemble-2", "deep-ensemble"} <= set(metrics["method"])
+    assert "lora" not in set(metrics["method"])
+    assert metrics.loc[metrics["value"].isna(), "note"].notna().all()
+    costs = pd.read_csv(run / "tables/table1.csv").set_index("method")
+    assert costs.notna().drop(columns="peak_gpu_memory_bytes").all(axis=None)
+    assert costs.loc["blip", "backbone_passes"] == 3
+    assert costs.loc["deep-ensemble", "backbone_passes"] == 3
+    assert costs.loc["deep-ensemble", "parameters"] > costs.loc["lora-ensemble", "parameters"] > 0
+    assert costs.loc["backbone", "parameters"] == 0
+    for figure in ("ensemble_size/deep-ensemble/molecules/ensemble_size.png", "recalibration/swag.png"):
+        assert (run / "figures" / figure).stat().st_size > 0
+    assert project.would_run() == {}
+
+
 def test_a_typo_stops_before_any_job(project):
     done = project.snakemake("--config", "calibration=[none]", check=False)
     assert done.returncode != 0
