@@ -28,6 +28,7 @@ class Cost:
         gpu: name of the GPU that it used; None: none.
         peak_gpu_memory_bytes: largest memory that PyTorch held there; None without a GPU.
         atoms: that it worked on, where that is told; None otherwise.
+        work_seconds: of that work alone, once everything was loaded, where that is told; None otherwise.
     """
 
     seconds: float = 0.0
@@ -37,6 +38,7 @@ class Cost:
     gpu: str | None = None
     peak_gpu_memory_bytes: int | None = None
     atoms: int | None = None
+    work_seconds: float | None = None
 
 
 @contextlib.contextmanager
@@ -48,7 +50,7 @@ def measured(directory: Path, threads: int = 1) -> Iterator[Cost]:
         threads: that the job was given.
 
     Yields:
-        The cost, whose ``atoms`` the block may set.
+        The cost, whose ``atoms`` and ``work_seconds`` the block may set.
     """
     cost = Cost(threads=threads)
     wall, cpu = time.perf_counter(), _cpu_seconds()

@@ -118,7 +118,11 @@ def _member(folders: FitFolders) -> dict[str, float | None]:
 def _per_1000(directory: Path, costs: Sequence[Cost]) -> float:
     if any(cost.atoms is None for cost in costs):
         raise DataError("does not say how many atoms it is of; run the job again", file=directory)
-    return 1000 * sum(cost.seconds for cost in costs) / sum(cost.atoms or 0 for cost in costs)
+    return 1000 * sum(_work(cost) for cost in costs) / sum(cost.atoms or 0 for cost in costs)
+
+
+def _work(cost: Cost) -> float:
+    return cost.seconds if cost.work_seconds is None else cost.work_seconds
 
 
 def _report(directory: Path) -> dict[str, Any]:

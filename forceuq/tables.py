@@ -243,12 +243,18 @@ def _counts(frame: pd.DataFrame, bold: str) -> str:
 
 
 def _notes(frame: pd.DataFrame) -> list[str]:
-    """Return the reasons for what is missing, each with its row."""
-    return [
-        f"{row['split']}, {row['method']}, {row['calibration']}: {row['note']}"
-        for _, row in frame.iterrows()
-        if row["note"]
-    ]
+    """Return the reasons for what is missing, each with its row; once, where it is that of all of a method's."""
+    notes = []
+    for method, rows in frame[frame["source"] == "this run"].groupby("method", sort=False):
+        if len(rows) > 1 and rows["note"].nunique() == 1 and rows["note"].iloc[0]:
+            notes.append(f"{method}, everywhere: {rows['note'].iloc[0]}")
+            continue
+        notes += [
+            f"{row['split']}, {method}, {row['calibration']}: {row['note']}"
+            for _, row in rows.iterrows()
+            if row["note"]
+        ]
+    return notes
 
 
 def _markdown(frame: pd.DataFrame, best: set[tuple[int, str]], decimals: int, bold: str) -> str:

@@ -10,7 +10,7 @@ from forceuq.measurement import measured
 def main(job) -> None:
     output = Path(job.output.features)
     with logged(job.log[0]), measured(output, job.threads) as cost:
-        cost.atoms = extract_features(
+        cost.atoms, cost.work_seconds = extract_features(
             structures=Path(job.input.structures),
             splits=Path(job.input.splits),
             part=job.wildcards.part,

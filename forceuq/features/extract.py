@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import multiprocessing
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -51,8 +52,8 @@ def extract_features(
     atoms_per_shard: int = 200_000,
     workers: int = 1,
     device: str = "auto",
-) -> int:
-    """Compute and cache the node features of one part of a data set; return its number of atoms.
+) -> tuple[int, float]:
+    """Compute and cache the node features of one part of a data set.
 
     Args:
         structures: structures file.
@@ -67,6 +68,9 @@ def extract_features(
         atoms_per_shard: atoms in a Parquet shard, at most.
         workers: processes that build graphs beside the model; 0: none, this one does it.
         device: cpu, cuda, or auto.
+
+    Returns:
+        The number of atoms, and the seconds that they took once model and workers were ready.
 
     Raises:
         DataError: weights, structures or splits that cannot be used, or features that are not finite.
@@ -97,8 +101,10 @@ def extract_features(
         FeatureWriter(output, metadata, atoms_per_shard) as writer,
         tqdm(total=len(rows), desc=part, unit="structure", mininterval=2) as progress,
         torch.inference_mode(),
+        _graph_builders(module, settings, workers) as pool,
     ):
-        for batch, graph in _with_graphs(work, module, settings, workers):
+        began = time.perf_counter()
+        for batch, graph in _with_graphs(work, module, settings, pool, workers):
             try:
                 features = backbone.node_features(graph).float().cpu().numpy()
                 zbl = backbone.zbl(graph).double().cpu().numpy()
@@ -115,7 +121,8 @@ def extract_features(
                 raise DataError(f"in the batch from {first} to {last}: {error}", file=structures) from error
             atoms += sum(len(structure) for _, structure in batch)
             progress.update(len(batch))
-    return atoms
+        seconds = time.perf_counter() - began
+    return atoms, seconds
 
 
 def export_head(weights: Path, kind: str, options: dict[str, Any], output: Path) -> None:
@@ -131,26 +138,45 @@ def _build(kind: str, settings: Any, structures: list[Structure]) -> Any:
     return load_backbone_module(kind).graphs(structures, settings)
 
 
+def _kind_of(module: BackboneModule) -> str:
+    return str(module.__name__.rpartition(".")[2])  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _graph_builders(module: BackboneModule, settings: Any, workers: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Start the processes that build graphs, and wait until they can; none of them for ``workers`` = 0."""
+    if workers == 0:
+        yield None
+        return
+    # Spawned, since a fork of a process that runs torch's threads or CUDA may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context)
+    try:
+        # A molecule of hydrogen: what builds graphs is imported when the first one is built.
+        positions = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]])
+        first = Structure("", "", np.array([1, 1]), positions, np.zeros((3, 3)), False, None, np.zeros((2, 3)), None)
+        for ready in [pool.submit(_build, _kind_of(module), settings, [first]) for _ in range(workers)]:
+            ready.result()
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _with_graphs(
-    work: Iterator[Batch], module: BackboneModule, settings: Any, workers: int
+    work: Iterator[Batch], module: BackboneModule, settings: Any, pool: ProcessPoolExecutor | None, workers: int
 ) -> Iterator[tuple[Batch, Any]]:
     """Yield batches with their graphs, in order; at most two batches a worker wait ahead of the model."""
-    if workers == 0:
+    if pool is None:
         for batch in work:
             yield batch, module.graphs([s for _, s in batch], settings)
         return
-    kind = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
-    # Spawned, since a fork of a process that runs torch's threads or CUDA may hang.
-    context = multiprocessing.get_context("spawn")
+    kind = _kind_of(module)
     waiting: deque[tuple[Batch, Future[Any]]] = deque()
-    with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
-        stack.callback(lambda: pool.shutdown(cancel_futures=True))
-        for batch in work:
-            waiting.append((batch, pool.submit(_build, kind, settings, [s for _, s in batch])))
-            if len(waiting) > 2 * workers:
-                ready, future = waiting.popleft()
-                yield ready, future.result()
-        while waiting:
+    for batch in work:
+        waiting.append((batch, pool.submit(_build, kind, settings, [s for _, s in batch])))
+        if len(waiting) > 2 * workers:
             ready, future = waiting.popleft()
             yield ready, future.result()
+    while waiting:
+        ready, future = waiting.popleft()
+        yield ready, future.result()

@@ -103,5 +103,7 @@ def _panel(axes: Axes, data: pd.DataFrame, metric: str, splits: Mapping[str, str
     if metric.startswith("coverage"):
         axes.axhline(int(metric.rpartition("_")[2]) / 100, color="#888888", linewidth=0.6, zorder=0)
     if metric == "mahalanobis":
+        if data["mean"].max() > 100.0:
+            axes.set_yscale("log")
         axes.axhline(3.0, color="#888888", linewidth=0.6, zorder=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

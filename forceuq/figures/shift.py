@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from forceuq.errors import DataError
-from forceuq.figures.style import PAGE_WIDTH, RC, look, new_figure, nll_axis, save, split_ticks
+from forceuq.figures.style import PAGE_WIDTH, RC, legend_columns, look, new_figure, nll_axis, save, split_ticks
 from forceuq.metric_tables import read_frame
 from forceuq.tables import SplitLabels, aggregate
 
@@ -67,7 +67,7 @@ def _draw(
     data: pd.DataFrame, output: Path, methods: Mapping[str, str], datasets: Mapping[str, str], title: str
 ) -> None:
     shown = [name for name in datasets if name in set(data["dataset"])]
-    columns = 5
+    columns = legend_columns(list(methods.values()))
     legend_rows = -(-len(methods) // columns)
     figure = new_figure(PAGE_WIDTH, 0.15 + 1.6 * len(shown) + 0.15 * legend_rows + (0.2 if title else 0.0))
     figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr,call-arg]

@@ -1,5 +1,6 @@
 """One look for all figures: print sizes, colours that the colour-blind can tell apart, reproducible files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator, SymmetricalLogLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, SymmetricalLogLocator
 
 from forceuq.files import whole_file
 
@@ -88,11 +89,30 @@ def nll_axis(axes: Axes, values: np.ndarray[Any, Any]) -> bool:
     wide = bool(len(finite)) and (float(np.abs(finite).max()) > 10.0)
     if wide:
         axes.set_yscale("symlog", linthresh=1.0, linscale=0.6)
-        axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10.0, linthresh=1.0, subs=[1.0, 3.0]))
+        decades = float(np.log10(np.abs(finite).max()))
+        if decades < 3.5:
+            axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10.0, linthresh=1.0, subs=[1.0, 3.0]))
+        else:
+            # Labels of every decade would lie over each other.
+            powers = 10.0 ** np.arange(0, decades + 1, max(1, round(decades / 4)))
+            axes.yaxis.set_major_locator(FixedLocator([*-powers[::-1], 0.0, *powers]))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}".replace("-", "\N{MINUS SIGN}")))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: _plain(x)))
     axes.set_ylabel("NLL per component" + ("\n(log beyond ±1)" if wide else ""))
     return wide
+
+
+def _plain(value: float) -> str:
+    if abs(value) < 1e4:
+        return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+    sign = "-" if value < 0 else ""
+    return f"${sign}10^{{{np.log10(abs(value)):.0f}}}$"
+
+
+def legend_columns(labels: Sequence[str], most: int = 5) -> int:
+    """Return how many columns of a legend of lines fit across the page."""
+    inches = 0.75 + 0.055 * max(map(len, labels))
+    return max(1, min(most, len(labels), int(PAGE_WIDTH / inches)))
 
 
 def split_ticks(axes: Axes, labels: list[str], characters: int) -> None:

@@ -150,7 +150,7 @@ def _bar(figure: Figure, filled_in: Axes, beside: Sequence[Axes], label: str) ->
 
 
 def _panel(axes: Axes, data: pd.DataFrame, above: float) -> list[str]:
-    """Draw one method's surface, less ``above``; return what is off the map."""
+    """Draw one method's surface, less ``above``; return which marks are off the map, and where."""
     table = data[data["what"] == "surface"].pivot(index="log10_b", columns="log10_a", values="nll")
     a, b, nll = table.columns.to_numpy(), table.index.to_numpy(), table.to_numpy() - above
     axes.grid(False)
@@ -169,7 +169,7 @@ def _panel(axes: Axes, data: pd.DataFrame, above: float) -> list[str]:
         for _, point in data[data["what"] == kind].iterrows():
             x, y = point["log10_a"], point["log10_b"]
             if not (a[0] <= x <= a[-1] and b[0] <= y <= b[-1]):
-                outside.append(f"{label} at ({x:.1f}, {y:.1f}), off the map")
+                outside.append(f"{label} off: ({x:.1f}, {y:.1f})".replace("-", "\N{MINUS SIGN}"))
                 continue
             axes.scatter(
                 x,
