@@ -167,7 +167,7 @@ def test_a_method_is_one_file_and_one_entry_and_an_ensemble_one_entry(project):
     }
     project.config.write_text(yaml.safe_dump(config))
     added = {"fit": 2 + 6, "predict": 2 + 6, "combine": 4, "calibrate": 2 + 4, "metrics": 2 + 4}
-    assert project.would_run() == {**added, **AFTER_FITS}
+    assert project.would_run() == {**added, "surface_figure": 2, **AFTER_FITS}
     project.snakemake()
     metrics = pd.read_parquet(project.folder / "results/tiny/metrics.parquet")
     assert set(metrics["method"]) == {"bll-mse", "bll-pretrained", "nothing", "ensemble"}
