@@ -34,6 +34,7 @@ include: "rules/fit.smk"
 include: "rules/evaluate.smk"
 include: "rules/cost_inputs.smk"
 include: "rules/tables.smk"
+include: "rules/figure_inputs.smk"
 include: "rules/figures.smk"
 
 

@@ -1,16 +1,6 @@
 """Figures."""
 
 
-def first_fits(wildcards):
-    """The first seed's fit of every method in Figure 1."""
-    if CONFIG.figures.surface is None:
-        return []
-    return [
-        FIT.format(method=method, seed=CONFIG.seeds_of(method)[0], **wildcards)
-        for method in CONFIG.figures.surface.methods or TABLED
-    ]
-
-
 rule surface_figure:
     input:
         predictions=lambda w: [RUN / "predictions" / fit for fit in first_fits(w)],
@@ -44,12 +34,6 @@ rule surface_figure:
         "Drawing the validation likelihood of {wildcards.dataset}, {wildcards.task}"
     script:
         "../workflow_scripts/surface_figure.py"
-
-
-RECALIBRATED = {
-    method: METHOD_LABELS[method]
-    for method in CONFIG.figures.recalibration_methods or TABLED
-}
 
 
 rule recalibration_figure:

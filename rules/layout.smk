@@ -1,6 +1,5 @@
 """Where everything lies (caches shared by identity, the folder of this run), and what each job is given."""
 
-from forceuq.configuration.models import smaller_ensemble
 from forceuq.data.sources import load_source
 
 RESULTS = Path(CONFIG.results)
@@ -82,13 +81,6 @@ def of_dataset(dataset, pattern):
         for seed in CONFIG.seeds_of(method)
         if name == dataset
     ]
-
-
-def sizes_of(ensemble):
-    """(number of members, method) of an ensemble and its smaller versions."""
-    combination = COMBINED[ensemble]
-    smaller = [[size, smaller_ensemble(ensemble, size)] for size in combination.sizes]
-    return sorted([*smaller, [len(combination.members[0]), ensemble]])
 
 
 @cache

@@ -1,0 +1,25 @@
+"""Which methods and fits the figures show."""
+
+from forceuq.configuration.models import smaller_ensemble
+
+RECALIBRATED = {
+    method: METHOD_LABELS[method]
+    for method in CONFIG.figures.recalibration_methods or TABLED
+}
+
+
+def first_fits(wildcards):
+    """The first seed's fit of every method in Figure 1."""
+    if CONFIG.figures.surface is None:
+        return []
+    return [
+        FIT.format(method=method, seed=CONFIG.seeds_of(method)[0], **wildcards)
+        for method in CONFIG.figures.surface.methods or TABLED
+    ]
+
+
+def sizes_of(ensemble):
+    """(number of members, method) of an ensemble and its smaller versions."""
+    combination = COMBINED[ensemble]
+    smaller = [[size, smaller_ensemble(ensemble, size)] for size in combination.sizes]
+    return sorted([*smaller, [len(combination.members[0]), ensemble]])
