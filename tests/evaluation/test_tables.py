@@ -166,3 +166,15 @@ def test_damaged_comparisons_are_named(tmp_path, metrics):
     (tmp_path / "c.csv").write_text("nothing\n")
     with pytest.raises(DataError, match=r"c\.csv: not a table of comparisons"):
         table2(metrics, tmp_path / "t.any", SPLITS, METHODS, comparisons={"rmd17": tmp_path / "c.csv"})
+
+
+def test_a_reason_that_holds_for_all_of_a_method_is_given_once(tmp_path, long_table):
+    everywhere = long_table["method"].eq("gp") & long_table["metric"].eq("spearman")
+    long_table.loc[everywhere, "value"] = None
+    long_table.loc[everywhere, "note"] = "one uncertainty for all atoms"
+    long_table.loc[long_table["metric"].eq("nll"), ["value", "note"]] = [0.5, None]
+    write_frame(long_table, tmp_path / "metrics.parquet", "metrics")
+    splits = [("rmd17", "id", "ID"), ("rmd17", "ood", "OOD")]
+    table2(tmp_path / "metrics.parquet", tmp_path / "t.md", splits, {"bll": "BLL", "gp": "GP"})
+    notes = [line for line in (tmp_path / "t.md").read_text().splitlines() if line.startswith("* ")]
+    assert notes == ["* GP, everywhere: Spearman in 6 of 6 fits (one uncertainty for all atoms)"]

@@ -53,10 +53,13 @@ def case(tmp_path_factory) -> dict[str, Path]:
 
 
 def extracted(case: dict[str, Path], output: Path, **settings) -> FeatureReader:
-    extract_features(
+    atoms, seconds = extract_features(
         **case, part="odd", kind="orb", options=OPTIONS, output=output, device="cpu", dataset="made", **settings
     )
-    return FeatureReader([output])
+    reader = FeatureReader([output])
+    assert atoms == reader.n_atoms
+    assert 0.0 < seconds < 60.0
+    return reader
 
 
 @pytest.fixture(scope="module")
