@@ -35,6 +35,7 @@ def test_locks_pin_exact_versions(version):
         ["demo"],
         ["rmd17"],
         ["rmd17", "overlays/forceuq-small"],
+        ["rmd17", "overlays/forceuq-small", "overlays/rmd17-two-cores"],
         ["mptrj"],
         ["mptrj", "overlays/forceuq-small"],
         ["backbone-small"],
