@@ -1,6 +1,7 @@
 """Table 1: what is added up, what is averaged, and what is not known."""
 
 import json
+import time
 from dataclasses import asdict
 
 import pandas as pd
@@ -115,11 +116,15 @@ def test_a_job_measures_itself_and_a_failed_one_leaves_nothing(tmp_path):
     held = []
     with measured(tmp_path / "job", threads=3) as cost:
         held.append(bytearray(64 * 2**20))
-        sum(range(2_000_000))
+        began = time.process_time()
+        while time.process_time() - began < 0.1:
+            pass
         cost.atoms = 12
     found = read_cost(tmp_path / "job")
     assert (found.threads, found.atoms, found.gpu) == (3, 12, None)
-    assert 0 < found.cpu_seconds <= found.seconds * 1.5 + 0.05
+    # Clocks of hundredths of a second; other threads may run too.
+    assert found.cpu_seconds >= 0.08
+    assert found.seconds >= 0.09
     assert found.peak_memory_bytes > 64 * 2**20
     with pytest.raises(RuntimeError), measured(tmp_path / "other"):
         raise RuntimeError
