@@ -2,7 +2,8 @@
 
 The digest covers a script and every module of its package that it reaches through import statements,
 wherever they stand in the file. Comments, docstrings and formatting do not count. Modules that are imported
-by a name made at run time (a method's kind, say) are named by the caller.
+by a name made at run time (a method's kind, say) are named by the caller. Modules that cannot change a result are
+left out, with what only they import: ``LEFT_OUT``.
 """
 
 import ast
@@ -14,6 +15,11 @@ from pathlib import Path
 from forceuq.errors import ForceUQError
 
 PACKAGE = Path(__file__).parent
+# Module (and those below it) -> why no output of a job depends on it.
+LEFT_OUT = {
+    "forceuq.logs": "writes logs, and turns an error into an exit",
+    "forceuq.provenance": "writes records beside the outputs, which it reads and never changes",
+}
 
 
 def code_fingerprint(
@@ -53,7 +59,7 @@ def reached_modules(script: str | Path, modules: Iterable[str] = (), package: Pa
     while waiting:
         name = waiting.pop()
         file = _file(name, package)
-        if file is None or name in found:
+        if file is None or name in found or any(f"{name}.".startswith(f"{left}.") for left in LEFT_OUT):
             continue
         found[name] = file
         waiting.extend(_imports(file, name, package))
