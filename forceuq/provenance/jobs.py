@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from forceuq.errors import DataError
-from forceuq.files import write_json
 from forceuq.logs import logged
 from forceuq.measurement import cpu_seconds, gpu_usage, peak_memory_bytes
 from forceuq.provenance import environment
 from forceuq.provenance.artefacts import Taken, made_artefact, stats_of, taken_artefact
 from forceuq.provenance.places import Made, folder_of_log, keep, supersede, write_made
-from forceuq.provenance.schema import SCHEMA, VERSION, Artefact, Code, Usage, sealed
+from forceuq.provenance.schema import SCHEMA, VERSION, Artefact, Code, Usage, write_sealed
 
 
 class Job(Protocol):
@@ -70,6 +69,7 @@ class Recording:
         git, difference = environment.git_state(self._root)
         if difference is not None:
             git = git.model_copy(update={"diff": keep(self._folder, difference)})
+        installed = environment.packages()
         params = dict(job.params.items())
         values: dict[str, Any] = {
             "schema": SCHEMA,
@@ -87,7 +87,7 @@ class Recording:
                 modules={name: keep(self._folder, content) for name, content in sorted(sources.items())},
             ).model_dump(),
             "git": git.model_dump(),
-            "software": environment.software(self._root, keep(self._folder, environment.packages())).model_dump(),
+            "software": environment.software(self._root, installed, keep(self._folder, installed)).model_dump(),
             "machine": environment.machine(job.threads).model_dump(),
         }
         now = time.perf_counter()
@@ -103,7 +103,7 @@ class Recording:
         # Tuples become lists, as they will be when the record is read.
         values = json.loads(json.dumps(values, allow_nan=False))
         supersede(self._folder, self._path)
-        write_json(self._path, sealed(values))
+        write_sealed(self._path, values)
         for artefact, note in zip(outputs, made, strict=True):
             write_made(results, artefact.path, note)
 

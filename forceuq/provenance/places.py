@@ -10,12 +10,11 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from forceuq.errors import DataError
-from forceuq.files import read_json, whole_file, write_json
+from forceuq.files import whole_file
 from forceuq.provenance.digests import Stat, bytes_digest
-from forceuq.provenance.schema import own_digest
+from forceuq.provenance.schema import own_digest, read_sealed, write_sealed
 
 RECORDS = "records"
 MADE = ".made"
@@ -96,18 +95,22 @@ def write_made(results: Path, name: str, made: Made) -> None:
     path = _made(results, name)
     if path is None:
         raise DataError("an output outside of a run's folder; it cannot be traced", file=name)
-    write_json(path, {"record": made.record, "stats": {key: asdict(stat) for key, stat in made.stats.items()}})
+    write_sealed(path, {"record": made.record, "stats": {key: asdict(stat) for key, stat in made.stats.items()}})
 
 
 def read_made(results: Path, name: str) -> Made | None:
-    """Return the note of an output; None: nothing that is known made it."""
+    """Return the note of an output; None: nothing that is known made it.
+
+    Raises:
+        DataError: the note was damaged or edited.
+    """
     path = _made(results, name)
     if path is None or not path.exists():
         return None
     try:
-        values: dict[str, Any] = read_json(path)
+        values = read_sealed(path)
         return Made(values["record"], {key: Stat(**stat) for key, stat in values["stats"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"damaged ({error!r}); remove the file it tells of, to make it again", file=path) from error
 
 

@@ -7,6 +7,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from forceuq.errors import DataError
+from forceuq.files import whole_file
 from forceuq.provenance.digests import digest_of
 
 SCHEMA: Literal["forceuq.record"] = "forceuq.record"
@@ -132,22 +133,49 @@ def own_digest(values: dict[str, Any]) -> str:
     return digest_of({key: value for key, value in values.items() if key != "digest"})
 
 
+def file_bytes(values: dict[str, Any]) -> bytes:
+    """Return the one form that a record has as a file: indented JSON with sorted keys, UTF-8."""
+    return orjson.dumps(values, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read plain values that carry their digest.
+
+    Raises:
+        DataError: missing, damaged or edited, be it in a space between values.
+    """
+    try:
+        content = path.read_bytes()
+        values = orjson.loads(content)
+        stated = values["digest"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"cannot be read ({error!r})", file=path) from error
+    if (found := own_digest(values)) != stated:
+        raise DataError(f"was edited: the digest of its content is {found}, it says {stated}", file=path)
+    if file_bytes(values) != content:
+        raise DataError("was edited: it is not in the form in which it was written", file=path)
+    return dict(values)
+
+
 def read_record(path: Path) -> Record:
     """Read a record and hold it to its own digest.
 
     Raises:
         DataError: missing, damaged, edited, or of a version that this code does not know.
     """
-    try:
-        values = orjson.loads(path.read_bytes())
-        found = values["schema"], values["version"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"not a record of a job ({error!r}); run the job again", file=path) from error
+    values = read_sealed(path)
+    found = values.get("schema"), values.get("version")
     if found != (SCHEMA, VERSION):
         raise DataError(f"is of {found[0]} {found[1]}; this code reads {SCHEMA} {VERSION}", file=path)
-    if (wanted := own_digest(values)) != values.get("digest"):
-        raise DataError(f"was edited: its content has digest {wanted}, it says {values.get('digest')}", file=path)
     try:
         return Record.model_validate(values)
     except ValidationError as error:
-        raise DataError(f"not a record of a job ({error}); run the job again", file=path) from error
+        raise DataError(f"not a record of a job ({error})", file=path) from error
+
+
+def write_sealed(path: Path, values: dict[str, Any]) -> str:
+    """Write plain values with their digest, which is returned."""
+    values = sealed(values)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(file_bytes(values))
+    return str(values["digest"])
