@@ -85,9 +85,12 @@ def of_dataset(dataset, pattern):
 
 @cache
 def code(script, *modules, data=()):
-    """The digest of the library code that a script reaches: the job runs again when it changes."""
+    """The digest of the code that a script reaches, and of its packages: the job runs again when it changes."""
     return code_fingerprint(
-        Path(workflow.basedir, "workflow_scripts", script), modules, data
+        Path(workflow.basedir, "workflow_scripts", script),
+        modules,
+        data,
+        store=CACHE / "code",
     )
 
 
