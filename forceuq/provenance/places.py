@@ -4,6 +4,7 @@
 records/.made/<output>.json        which record is an output's; when it was last hashed
 records/.kept/<sha256>             sources, differences and package lists, by digest
 records/.superseded/<digest>.json  records of jobs that ran again since
+              ledger.json                        digests of all records that a run's results follow from
 """
 
 import json
@@ -20,6 +21,7 @@ RECORDS = "records"
 MADE = ".made"
 KEPT = ".kept"
 SUPERSEDED = ".superseded"
+LEDGER = "ledger.json"
 
 
 @dataclass(frozen=True)
