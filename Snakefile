@@ -36,6 +36,7 @@ include: "rules/cost_inputs.smk"
 include: "rules/tables.smk"
 include: "rules/figure_inputs.smk"
 include: "rules/figures.smk"
+include: "rules/audit.smk"
 
 
 localrules:
@@ -46,3 +47,4 @@ rule all:
     default_target: True
     input:
         TARGETS,
+        rules.ledger.output,

@@ -3,7 +3,7 @@
 The code of a job is its script and every module of this package that it reaches through import statements,
 wherever they stand in the file; the version of Python, and of each package that one of them imports. Comments,
 docstrings and formatting do not count. Modules that are imported by a name made at run time (a method's kind,
-say) are named by the caller.
+say) are named by the caller. Modules that cannot change a result are left out, with what only they import.
 """
 
 import hashlib
@@ -19,6 +19,11 @@ from forceuq.packages import package_versions
 from forceuq.source_code import analyse
 
 PACKAGE = Path(__file__).parent
+# Modules (with those below them) that no output of a job depends on, and why.
+LEFT_OUT = {
+    "forceuq.logs": "writes logs, and turns an error into an exit",
+    "forceuq.provenance": "writes records beside the outputs, which it reads and never changes",
+}
 
 
 class CodeParts(TypedDict):
@@ -109,13 +114,18 @@ def reached_modules(
     while waiting:
         name = waiting.pop()
         file = _file(name, package)
-        if file is None or name in found:
+        if file is None or name in found or left_out(name):
             continue
         found[name] = file
         waiting.extend(_names(file, name, package, store))
         # Importing a module runs the __init__ of every package above it.
         waiting.extend(name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1))
     return found
+
+
+def left_out(name: str) -> bool:
+    """Return whether a module is one that no output depends on."""
+    return any(f"{name}.".startswith(f"{module}.") for module in LEFT_OUT)
 
 
 def _file(name: str, package: Path) -> Path | None:
