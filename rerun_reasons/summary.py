@@ -26,6 +26,7 @@ NOUNS = {
     "compare": "comparison",
     "figure": "figure",
     "table": "table",
+    "ledger": "ledger",
 }
 LONGEST = 60  # characters of a value that are shown
 

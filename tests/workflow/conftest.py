@@ -121,6 +121,7 @@ class Project:
 
 def copy_project(folder: Path) -> Project:
     """Copy the project's code into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
