@@ -86,7 +86,7 @@ def _imports(tree: ast.AST) -> Iterator[tuple[int, str, tuple[str, ...]]]:
 def _normalised(tree: ast.Module) -> str:
     # A release's number says nothing that its files do not.
     tree.body = [
-        node for node in tree.body if not (isinstance(node, ast.Assign) and ast.unparse(node.targets) == "__version__")
+        node for node in tree.body if not (isinstance(node, ast.Assign) and _name(node.targets[0]) == "__version__")
     ]
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -98,3 +98,7 @@ def _normalised(tree: ast.Module) -> str:
             ):
                 node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
+
+
+def _name(target: ast.expr) -> str | None:
+    return target.id if isinstance(target, ast.Name) else None

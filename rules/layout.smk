@@ -5,6 +5,8 @@ from forceuq.data.sources import load_source
 RESULTS = Path(CONFIG.results)
 CACHE = RESULTS / "cache"
 RUN = RESULTS / CONFIG.run
+# What was found out about the code, and what its digests are made of.
+CODE_STORE = CACHE / "code"
 
 # Folder name in the cache -> data set. The digest in it makes runs with other options use other folders.
 DATASETS = {
@@ -90,7 +92,7 @@ def code(script, *modules, data=()):
         Path(workflow.basedir, "workflow_scripts", script),
         modules,
         data,
-        store=CACHE / "code",
+        store=CODE_STORE,
     )
 
 
