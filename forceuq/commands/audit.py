@@ -1,16 +1,20 @@
 """``forceuq audit``: hash everything again and walk every chain."""
 
 import json
+import subprocess
+import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from forceuq.errors import DataError
-from forceuq.files import read_json
+from forceuq.errors import ConfigurationError, DataError
+from forceuq.files import write_json
 from forceuq.provenance.audit import Report, audit
 from forceuq.provenance.findings import GRAVE, Kind
+from forceuq.provenance.ledger import read_ledger
 
 _SHOWN = 20  # findings of a kind; all are in the JSON
 _HEADS = {
@@ -29,9 +33,9 @@ def command(
     project: Annotated[
         Path, typer.Option(help="The project's folder, whose code is compared with that of the records.")
     ] = Path(),
-    plan: Annotated[
-        Path | None,
-        typer.Option(help="Jobs of today's configuration, as workflow_scripts/plan_jobs.py writes them."),
+    configfile: Annotated[
+        list[Path] | None,
+        typer.Option(help="Today's configuration, overlays repeated in order; default: that of the run's ledger."),
     ] = None,
     root: Annotated[str | None, typer.Option(help="Root digest that the run's ledger must have.")] = None,
     allow: Annotated[
@@ -47,13 +51,41 @@ def command(
     """
     if not (project / "forceuq").is_dir():
         raise DataError("is not the project's folder; give it with --project", file=project.resolve())
-    report = audit(run, project, planned=None if plan is None else read_json(plan), root=root, workers=workers)
+    planned, reason = _planned(run, project, configfile or [])
+    report = audit(run, project, planned=planned, root=root, workers=workers)
+    if reason is not None:
+        report.unchecked.append(f"whether the configuration is today's: {reason}")
     typer.echo(json.dumps(report.as_json(), indent=2) if as_json else _text(report), nl=as_json)
     kinds = {finding.kind for finding in report.findings} - set(allow or ())
     if kinds & GRAVE:
         raise typer.Exit(1)
     if kinds:
         raise typer.Exit(3)
+
+
+def _planned(run: Path, project: Path, configfiles: list[Path]) -> tuple[dict[str, dict[str, Any]] | None, str | None]:
+    """Ask the workflow what today's configuration gives each job; or say why it cannot tell."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [file.absolute() for file in configfiles]
+        if not files:
+            try:
+                configuration = read_ledger(run.parent, run.name).configuration
+            except DataError:
+                return None, "none is given, and the run has no ledger with its own"
+            files = [Path(folder) / "configuration.json"]
+            write_json(files[0], configuration)
+        command = [sys.executable, "-m", "rerun_reasons.configured", "--configfile", *map(str, files)]
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    if done.returncode:
+        if configfiles:
+            raise ConfigurationError(f"the workflow cannot be planned:\n{done.stderr.strip()}")
+        return None, f"the workflow cannot be planned with that of the ledger ({_last_line(done.stderr)})"
+    planned: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    return planned, None
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[-1]
 
 
 def _text(report: Report) -> str:

@@ -121,8 +121,6 @@ def audit(
     report.findings = sorted(findings, key=lambda f: (list(Kind).index(f.kind), f))
     if project is None:
         report.unchecked.append("whether the code is today's: no project given")
-    if planned is None:
-        report.unchecked.append("whether the configuration is today's: none given")
     if any(record.git.dirty is None for record in chain.records.values()):
         report.unchecked.append("whether the tree was clean: jobs ran outside of a repository")
     _verdicts(chain, report)
