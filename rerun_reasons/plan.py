@@ -16,7 +16,8 @@ from snakemake.settings.types import (
     ResourceSettings,
 )
 
-from rerun_reasons.changes import Change, parameter_changes
+from forceuq.differences import Change
+from rerun_reasons.changes import parameter_changes
 
 
 @dataclass

@@ -131,6 +131,7 @@ else:
         RUN / "tables/table1.csv",
         RUN / "tables/table2.csv",
         RUN / "tables/costs.csv",
+        RUN / "tables/sources.csv",
         RUN / "figures/shift/shift.png",
     ]
     TARGETS += [
