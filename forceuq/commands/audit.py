@@ -37,6 +37,9 @@ def command(
         list[Path] | None,
         typer.Option(help="Today's configuration, overlays repeated in order; default: that of the run's ledger."),
     ] = None,
+    configuration: Annotated[
+        bool, typer.Option(help="Compare with what the configuration gives each job (plans the workflow: seconds).")
+    ] = True,
     root: Annotated[str | None, typer.Option(help="Root digest that the run's ledger must have.")] = None,
     allow: Annotated[
         list[Kind] | None, typer.Option(help="Kind of finding that does not count for the exit code; repeatable.")
@@ -51,7 +54,7 @@ def command(
     """
     if not (project / "forceuq").is_dir():
         raise DataError("is not the project's folder; give it with --project", file=project.resolve())
-    planned, reason = _planned(run, project, configfile or [])
+    planned, reason = _planned(run, project, configfile or []) if configuration else (None, "not asked for")
     report = audit(run, project, planned=planned, root=root, workers=workers)
     if reason is not None:
         report.unchecked.append(f"whether the configuration is today's: {reason}")

@@ -3,7 +3,7 @@
 import csv
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,23 +64,26 @@ def all_cells(chain: Chain) -> Iterator[Cell]:
 def find_cells(chain: Chain, address: str) -> list[Cell]:
     """Return the cells of an address ``table:part,part,...,column``.
 
-    Parts are labels or the configuration's names; case and spaces do not count. A part may be left out where the
-    address then means several cells (the calibration: all of them).
+    Parts are labels or the configuration's names; case and spaces do not count. An address may mean several cells:
+    all calibrations where none is given, and of labels like "BLL, nlml" all that begin with "BLL" where that is given.
 
     Raises:
         DataError: an unknown table or cell, with the nearest that there are.
     """
     table, _, wanted = address.partition(":")
     cells: dict[str, list[Cell]] = {}
+    short: dict[str, list[Cell]] = {}
     shown: dict[str, list[str]] = {}
     for cell in all_cells(chain):
         shown.setdefault(cell.table, []).append(cell.address)
         if cell.table == table:
-            for name in _spellings(cell):
+            for name in _spellings([*cell.row, cell.column]):
                 cells.setdefault(name, []).append(cell)
+            for name in _spellings([*((names[0].split(",")[0],) for names in cell.row), cell.column]):
+                short.setdefault(name, []).append(cell)
     if table not in shown:
         raise DataError(f"the run '{chain.run}' has no table '{table}' with addresses; {nearest(table, shown)}")
-    found = cells.get(_normalised(wanted))
+    found = cells.get(_normalised(wanted)) or short.get(_normalised(wanted))
     if found is None:
         near = nearest(address, shown[table])
         example = near if near.startswith("did you") else f"addresses are like '{shown[table][0]}'"
@@ -88,8 +91,7 @@ def find_cells(chain: Chain, address: str) -> list[Cell]:
     return list(dict.fromkeys(found))
 
 
-def _spellings(cell: Cell) -> Iterator[str]:
-    parts = [*cell.row, cell.column]
+def _spellings(parts: Sequence[Names]) -> Iterator[str]:
     for names in itertools.product(*parts):
         yield _normalised(",".join(names))
     if len(parts) > 3:  # the last part of the row, the calibration, left out

@@ -138,7 +138,7 @@ def as_text(lineage: Lineage) -> str:
 
     def visit(path: str, indent: str, last: bool) -> None:
         record = lineage.chain.records[path]
-        again = path in seen and bool(record.inputs)
+        again = path in seen
         seen.add(path)
         lines.append(f"{indent}{'└─ ' if last else '├─ '}{title(path, record)}{' (as above)' if again else ''}")
         inner = indent + ("   " if last else "│  ")
@@ -169,7 +169,8 @@ def as_mermaid(lineage: Lineage) -> str:
         source = source_of(record)
         label = title(path, record)
         if source is not None and "url" in source:
-            label += f"<br/>{source['url']}<br/>doi: {source['doi']}<br/>licence: {source['licence']}"
+            stated = (f"{key}: {source[key] or 'not stated'}" for key in ("doi", "licence"))
+            label = "<br/>".join([label, source["url"], *stated])
         left, right = ("([", "])") if source is not None else ("[", "]")
         text = label.replace('"', "&quot;")
         lines.append(f'  {number[path]}{left}"{text}"{right}')
