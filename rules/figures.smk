@@ -58,6 +58,7 @@ rule recalibration_figure:
         after=CONFIG.calibrations[-1],
         splits=split_labels(with_dataset=False),
         datasets=DATASET_LABELS,
+        fitted_to={method: fitted_to(method) for method in RECALIBRATED},
         code=code("recalibration_figure.py"),
     message:
         "Drawing the metrics before and after recalibration"
@@ -79,7 +80,7 @@ rule shift_figure:
     conda:
         "../envs/conda-cpu.yaml"
     params:
-        splits=split_labels(with_dataset=False),
+        splits=split_labels(with_dataset=False, joined=False),
         methods=METHOD_LABELS,
         datasets=DATASET_LABELS,
         calibration=CONFIG.calibrations[-1],
