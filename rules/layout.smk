@@ -19,6 +19,12 @@ BACKBONE = (
 TASKS = CONFIG.tasks
 # The data sets that something is fitted to.
 TRAINED = list(dict.fromkeys(dataset for dataset, _ in TASKS))
+# Data sets in strata of energy above the relaxed structure -> their boundaries.
+STRATA = {
+    name: dataset.options.strata
+    for name, dataset in CONFIG.datasets.items()
+    if hasattr(dataset.options, "strata")
+}
 # Methods that are fitted, those that combine fits of others, and those of either that have metrics, or rows in
 # the tables too.
 COMBINED = {
@@ -138,6 +144,7 @@ else:
         RUN / "tables/costs.csv",
         RUN / "figures/shift/shift.png",
     ]
+    TARGETS += [RUN / f"figures/strata/{name}.png" for name in STRATA]
     TARGETS += [
         RUN / f"figures/recalibration/{method}.png"
         for method in CONFIG.figures.recalibration_methods or TABLED

@@ -39,7 +39,7 @@ TINY = {
                 "options": {"metals": ["Ag"], "train_frames": 1, "test_frames": 1, "equilibration": 3, "interval": 1},
             },
         },
-        "ternaries": {"generate": {"options": {"materials": 2, "frames": 2, "databases": 1}}},
+        "ternaries": {"generate": {"options": {"materials": 2, "frames": 2, "steps": 4, "databases": 1}}},
     },
     # Two methods, both on cached features, are enough for what runs when; the others have a test of their own.
     "methods": {

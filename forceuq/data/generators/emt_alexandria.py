@@ -27,6 +27,7 @@ class Options(BaseModel):
 
     materials: int = Field(default=10, ge=1, description="Decorated cells, each of three of the seven EMT metals.")
     frames: int = Field(default=4, ge=1, description="Frames of each relaxation, at most.")
+    steps: int = Field(default=120, ge=1, description="Steps of each relaxation, at most; it need not end relaxed.")
     databases: int = Field(default=2, ge=1, description="Databases that the materials are spread over.")
     seed: int = Field(default=0, ge=0, description="Of decorations, strains and rattles.")
 
@@ -44,7 +45,9 @@ def generate(output: Path, options: Options) -> None:
         for index in range(options.databases):
             own = tqdm(systems[index :: options.databases], desc="EMT", unit="alloy", mininterval=2)
             rows = (
-                (system, frame) for system in own for frame in sample_alloy(system, options.frames, options.seed).frames
+                (system, frame)
+                for system in own
+                for frame in sample_alloy(system, options.frames, options.seed, steps=options.steps).frames
             )
             content = _database(rows)
             # TarInfo's own defaults (no owner, time 0) make the bytes the same every time.

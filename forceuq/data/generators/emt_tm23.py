@@ -81,7 +81,7 @@ def _frames(metal: str, temperature: str, options: Options) -> list[Any]:
     from ase.calculators.emt import EMT
     from ase.calculators.singlepoint import SinglePointCalculator
     from ase.md.langevin import Langevin
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+    from ase.md.velocitydistribution import thermalize_momenta
     from threadpoolctl import threadpool_limits
 
     kelvin = TEMPERATURES[temperature] * MELTING_POINTS[metal]
@@ -93,7 +93,7 @@ def _frames(metal: str, temperature: str, options: Options) -> list[Any]:
     del atoms[0]
     atoms.calc = EMT()  # type: ignore[no-untyped-call]
     # Twice the energy: half of it goes into the vibrations' potential energy.
-    MaxwellBoltzmannDistribution(atoms, temperature_K=2 * kelvin, rng=random)
+    thermalize_momenta(atoms, temperature_K=2 * kelvin, rng=random)
     dynamics: Any = Langevin(
         atoms, _STEP * units.fs, temperature_K=kelvin, friction=0.02 / units.fs, fixcm=False, rng=random
     )
