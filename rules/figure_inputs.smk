@@ -2,6 +2,7 @@
 
 from forceuq.configuration.benchmark import all_forms
 from forceuq.configuration.models import smaller_ensemble
+from forceuq.data.sources import load_source
 
 RECALIBRATED = {
     method: METHOD_LABELS[method]
@@ -26,3 +27,9 @@ def sizes_of(ensemble):
     smaller = [[size, smaller_ensemble(ensemble, size)] for size in combination.sizes]
     whole = len(all_forms(combination.members)[0][0])
     return sorted([*smaller, [whole, ensemble]])
+
+
+def parts_of(dataset):
+    """The names of a data set's parts."""
+    entry = CONFIG.datasets[dataset]
+    return list(load_source(entry.kind).parts(entry.options))

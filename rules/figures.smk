@@ -151,6 +151,7 @@ rule strata:
         "../envs/conda-cpu.yaml"
     params:
         boundaries=lambda w: list(STRATA[w.dataset]),
+        parts=lambda w: parts_of(w.dataset),
         title=lambda w: CONFIG.datasets[w.dataset].label,
         code=code("strata.py"),
     message:

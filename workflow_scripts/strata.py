@@ -10,7 +10,9 @@ from forceuq.logs import logged
 def main(job) -> None:
     boundaries = job.params.boundaries
     with logged(job.log[0]):
-        counts, histogram = count_strata(Path(job.input.structures), Path(job.input.splits), boundaries)
+        counts, histogram = count_strata(
+            Path(job.input.structures), Path(job.input.splits), job.params.parts, boundaries
+        )
         write_table(counts, Path(job.output.csv))
         strata_figure(histogram, Path(job.output.png), boundaries, job.params.title)
 

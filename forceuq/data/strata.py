@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from forceuq.data.splits import part_counts, read_part
+from forceuq.data.splits import read_part
 from forceuq.data.structures import SCHEMA, VERSION, read_columns
 from forceuq.errors import DataError
 from forceuq.files import whole_file
@@ -21,7 +21,7 @@ _WIDTH = 0.002  # eV/atom: the bins are about even below it and grow with the en
 
 
 def count_strata(
-    structures: Path, splits: Path, boundaries: Sequence[float], bins: int = 60
+    structures: Path, splits: Path, parts: Sequence[str], boundaries: Sequence[float], bins: int = 60
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Count structures by stratum and part.
 
@@ -30,8 +30,9 @@ def count_strata(
     Args:
         structures: a structures file.
         splits: its splits file.
+        parts: the parts, in the order of the rows.
         boundaries: between ID, near, mid and far, eV/atom; a stratum includes its lower boundary.
-        bins: of the histogram, over the range of the energies.
+        bins: of the histogram, about; none goes over a boundary.
 
     Returns:
         The counts, a row a stratum and part that hold anything (columns stratum, from, to, part, structures, atoms,
@@ -48,22 +49,22 @@ def count_strata(
         raise DataError("no structure has an energy above the relaxed one, so there are no strata", file=structures)
     _, group = np.unique(np.asarray(table.column("group_id").to_pylist(), dtype=object), return_inverse=True)
     atoms = _atoms(structures)
-    parts = [*part_counts(splits), NO_PART]
-    part = np.full(len(above), len(parts) - 1)
-    for index, name in enumerate(parts[:-1]):
+    names = [*parts, NO_PART]
+    part = np.full(len(above), len(parts))
+    for index, name in enumerate(parts):
         part[read_part(splits, name)] = index
     stratum = np.where(defined, np.digitize(above, boundaries), len(NAMES))
     ends = [None, *map(float, boundaries), None]
     rows = []
     for code, name in enumerate((*NAMES, UNDEFINED)):
         low, high = (None, None) if name == UNDEFINED else (ends[code], ends[code + 1])
-        for index, part_name in enumerate(parts):
+        for index, part_name in enumerate(names):
             chosen = (stratum == code) & (part == index)
             if chosen.any():
                 counted = (int(chosen.sum()), int(atoms[chosen].sum()), len(np.unique(group[chosen])))
                 rows.append((name, low, high, part_name, *counted))
     counts = pd.DataFrame(rows, columns=["stratum", "from", "to", "part", "structures", "atoms", "groups"])
-    return counts, _histogram(above[defined], part[defined], parts, bins)
+    return counts, _histogram(above[defined], part[defined], names, boundaries, bins)
 
 
 def write_table(counts: pd.DataFrame, output: Path) -> None:
@@ -93,13 +94,22 @@ def _atoms(structures: Path) -> NDArray[np.int64]:
     return np.concatenate(lengths).astype(np.int64)
 
 
-def _histogram(above: NDArray[np.float64], part: NDArray[np.int64], parts: list[str], bins: int) -> pd.DataFrame:
-    scaled = np.arcsinh(above / _WIDTH)
-    span = (scaled.min(), max(scaled.max(), scaled.min() + 1e-6))
+def _histogram(
+    above: NDArray[np.float64], part: NDArray[np.int64], names: list[str], boundaries: Sequence[float], bins: int
+) -> pd.DataFrame:
+    low, high = float(above.min()), float(above.max())
+    # Even on the scale of asinh, stratum by stratum.
+    knots = np.array([low, *(b for b in boundaries if low < b < high), max(high, low + 1e-9)])
+    scaled = np.arcsinh(knots / _WIDTH)
+    numbers = np.maximum(1, np.round(bins * np.diff(scaled) / (scaled[-1] - scaled[0]))).astype(int).tolist()
+    edges = [knots[:1]]
+    for index, number in enumerate(numbers):
+        inner = np.linspace(scaled[index], scaled[index + 1], number + 1)[1:-1]
+        edges += [_WIDTH * np.sinh(inner), knots[index + 1 : index + 2]]
+    ends = np.concatenate(edges)
     frames = []
-    for index, name in enumerate(parts):
-        counted, edges = np.histogram(scaled[part == index], bins, span)
-        ends = _WIDTH * np.sinh(edges)
+    for index, name in enumerate(names):
+        counted, _ = np.histogram(above[part == index], ends)
         frames.append(pd.DataFrame({"from": ends[:-1], "to": ends[1:], "part": name, "structures": counted}))
     return pd.concat(frames, ignore_index=True)
 

@@ -40,6 +40,7 @@ def _draw(histogram: pd.DataFrame, output: Path, boundaries: Sequence[float], ti
     for index, name in enumerate(parts):
         own = histogram[histogram["part"] == name]["structures"].to_numpy()
         axes.stairs(np.where(own > 0, own, np.nan), edges, color=COLORS[index % len(COLORS)], label=name, linewidth=1.2)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
     axes.set_ylim(0.7, 2.5 * total.max())
     for boundary in boundaries:
         axes.axvline(boundary, color="#444444", linewidth=0.7, linestyle=(0, (3, 2)))

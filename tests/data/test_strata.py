@@ -8,6 +8,7 @@ from forceuq.data.structures import StructureWriter, structure
 from forceuq.errors import DataError
 from forceuq.figures.strata import strata_figure
 
+PARTS = ("train", "test")
 BOUNDARIES = (0.005, 0.0175, 0.07)
 # (energy above relaxed, stratum, atoms, group, part)
 ROWS = [
@@ -37,7 +38,7 @@ def write(folder, rows):
 
 
 def test_counts_are_those_of_a_plain_group_by(tmp_path):
-    counts, histogram = count_strata(*write(tmp_path, ROWS), BOUNDARIES)
+    counts, histogram = count_strata(*write(tmp_path, ROWS), PARTS, BOUNDARIES)
     plain = pd.DataFrame(ROWS, columns=["above", "stratum", "atoms", "group", "part"]).fillna({"part": NO_PART})
     expected = plain.groupby(["stratum", "part"]).agg(
         structures=("atoms", "size"), atoms=("atoms", "sum"), groups=("group", "nunique")
@@ -48,11 +49,13 @@ def test_counts_are_those_of_a_plain_group_by(tmp_path):
     for _, row in histogram[histogram["part"] == "test"].iterrows():
         above = plain.loc[plain["part"] == "test", "above"].astype(float)
         inside = above.between(row["from"], row["to"], inclusive="left").sum()
-        assert row["structures"] == inside or row["to"] == pytest.approx(3.0)
+        assert row["structures"] == inside or row["to"] == 3.0  # the last bin includes its end
+    edges = histogram["to"].to_numpy()
+    assert all(np.isin(boundary, edges) for boundary in BOUNDARIES), "a bin goes over a boundary"
 
 
 def test_table_and_figure_are_written(tmp_path):
-    counts, histogram = count_strata(*write(tmp_path, ROWS), BOUNDARIES)
+    counts, histogram = count_strata(*write(tmp_path, ROWS), PARTS, BOUNDARIES)
     write_table(counts, tmp_path / "t.csv")
     text = (tmp_path / "t.md").read_text()
     assert "| ID | below 0.005 | train | 2 | 3 | 1 |" in text
@@ -72,4 +75,4 @@ def test_table_and_figure_are_written(tmp_path):
 def test_without_energies_above_relaxed_there_are_no_strata(tmp_path):
     rows = [(None, "undefined", 1, "a", "train")] * 2
     with pytest.raises(DataError, match="no strata"):
-        count_strata(*write(tmp_path, rows), BOUNDARIES)
+        count_strata(*write(tmp_path, rows), ["train"], BOUNDARIES)
