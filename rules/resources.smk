@@ -24,7 +24,9 @@ onstart:
     if shutil.which("squeue"):
         try:
             for job in cancel_left_over(Path.cwd()):
-                logger.warning(f"Cancelled job {job.identifier} of an earlier run: {job.comment}")
+                logger.warning(
+                    f"Cancelled job {job.identifier} of an earlier run: {job.comment}"
+                )
         except ForceUQError as error:
             raise WorkflowError(str(error)) from None
 
@@ -138,7 +140,7 @@ def to_combine(wildcards):
 
 def to_calibrate(wildcards):
     atoms = atoms_of(task_of(wildcards).validation)
-    return requests.evaluating(10 * atoms, atoms)
+    return requests.evaluating(2 * atoms, atoms)
 
 
 def to_measure(wildcards):
@@ -164,5 +166,6 @@ def to_compare(wildcards):
 
 def to_draw_surface(wildcards):
     atoms = atoms_of(task_of(wildcards).validation)
-    points = CONFIG.figures.surface.points**2
-    return requests.evaluating(atoms * len(first_fits(wildcards)) * points // 10, atoms)
+    return requests.drawing_surfaces(
+        atoms * len(first_fits(wildcards)), atoms, CONFIG.figures.surface.points**2
+    )

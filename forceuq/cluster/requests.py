@@ -34,7 +34,9 @@ CACHED_TRAINING = {"cpu": 50_000, "cuda": 300_000}
 CACHED_PASS = 200_000
 EVALUATE = 200_000
 LABEL = 200
-BOOTSTRAP = 20_000_000
+# Atoms times draws, and atoms times grid points, a second; measured as 16 and 490 million on one core.
+BOOTSTRAP = 15_000_000
+SURFACE = 400_000_000
 
 # Epochs until the patience ends: a small data set takes 200 to 300, MPtrj 70 (the paper, appendix).
 EPOCHS_SMALL, EPOCHS_LARGE, LARGE_ATOMS = 300, 100, 2_000_000
@@ -174,6 +176,12 @@ def evaluating(atoms: int, held_atoms: int, tables: int = 1) -> Request:
     """
     # Target, mean and two covariances are 18 doubles an atom, and as much again for what is computed from them, twice.
     return _request(LIGHT_MB + held_atoms * tables * 18 * 8 * 3 / 10**6, atoms / EVALUATE)
+
+
+def drawing_surfaces(atoms: int, held_atoms: int, points: int) -> Request:
+    """Return what likelihoods over a grid of points ask for; like ``evaluating``."""
+    request = evaluating(0, held_atoms)
+    return _request(request.memory_mb, atoms / EVALUATE + atoms * points / SURFACE)
 
 
 def comparing(atoms: int, held_atoms: int, draws: int) -> Request:
