@@ -34,6 +34,7 @@ if workflow.is_main_process:
     restore_times(RESULTS, CONFIG.run)
 
 
+include: "rules/resources.smk"
 include: "rules/data.smk"
 include: "rules/backbone.smk"
 include: "rules/features.smk"
