@@ -134,8 +134,10 @@ def to_predict(wildcards):
 
 
 def to_combine(wildcards):
-    members = len(COMBINED[wildcards.method].members[int(wildcards.seed)])
-    return requests.evaluating(members * predicted_atoms(wildcards), 0)
+    members = CONFIG.members_of(wildcards.method, wildcards.dataset)[
+        int(wildcards.seed)
+    ]
+    return requests.evaluating(len(members) * predicted_atoms(wildcards), 0)
 
 
 def to_calibrate(wildcards):
