@@ -26,6 +26,7 @@ except ForceUQError as error:
 
 
 include: "rules/layout.smk"
+include: "rules/resources.smk"
 include: "rules/data.smk"
 include: "rules/backbone.smk"
 include: "rules/features.smk"

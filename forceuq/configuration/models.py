@@ -65,6 +65,13 @@ class GeneratorConfig(Model):
     options: BaseModel
 
 
+class ExpectedSize(Model):
+    """How large a data set is, as published."""
+
+    structures: int = Field(ge=1, description="Structures in it.")
+    atoms: int = Field(ge=1, description="Atoms of all structures together.")
+
+
 class DatasetConfig(Model):
     """A data set: where its raw file comes from and how it is read and split."""
 
@@ -72,6 +79,11 @@ class DatasetConfig(Model):
     options: BaseModel
     label: str = Field(description="Name in tables and figures.")
     download: Source | None = Field(default=None, description="Published raw file.")
+    expected: ExpectedSize | None = Field(
+        default=None,
+        description="Its size, for what jobs ask a cluster for; nothing else depends on it. null: 20,000 structures"
+        " of 15 atoms.",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> "DatasetConfig":
@@ -101,6 +113,11 @@ class DatasetConfig(Model):
             for key, value in self.options.model_dump(mode="json").items()
             if not (isinstance(extra := fields[key].json_schema_extra, dict) and extra.get("task_only"))
         }
+
+    @property
+    def size(self) -> ExpectedSize:
+        """The expected size, or that of a few thousand small molecules."""
+        return self.expected or ExpectedSize(structures=20_000, atoms=300_000)
 
     @property
     def identity(self) -> str:
@@ -250,6 +267,11 @@ class Configuration(Model):
         default="results", min_length=1, description="Folder of results and caches, shared by all runs."
     )
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Seeds of the fits.")
+    device: Literal["cpu", "cuda"] | None = Field(
+        default=None,
+        description="Where backbones run and methods are trained, for every entry that has a `device` and does not"
+        " give one. On cuda such a job asks a cluster for one GPU, and stops where it finds none. null: their defaults.",
+    )
     datasets: dict[Name, Dataset] = Field(default={}, description="The data sets, by name.")
     backbone: Backbone | None = Field(default=None, description="The pretrained model.")
     features: FeaturesConfig = Field(default=FeaturesConfig(), description="The feature cache.")
@@ -267,6 +289,15 @@ class Configuration(Model):
     train_backbone: SmallOrbTraining | None = Field(
         default=None, description="Train `forceuq-small`; only for config/backbone-small.yaml."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _device_of_entries(cls, values: Any) -> Any:
+        """Give ``device`` to the feature cache and to every method that has one and does not say."""
+        device = values.get("device") if isinstance(values, dict) else None
+        if device is None:
+            return values
+        return with_device(values, device)
 
     @field_validator("datasets", "methods", mode="before")
     @classmethod
@@ -348,6 +379,24 @@ class Configuration(Model):
         if entry.combines is not None:
             return tuple(range(len(entry.combines.members)))
         return self.seeds if entry.seeds is None else entry.seeds
+
+
+def with_device(values: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return a configuration's plain values in which every entry that has a ``device`` has one."""
+    filled = {**values, "features": {"device": device, **(values.get("features") or {})}}
+    entries = values.get("methods")
+    if isinstance(entries, dict):
+        filled["methods"] = {name: _method_with_device(entry, device) for name, entry in entries.items()}
+    return filled
+
+
+def _method_with_device(entry: Any, device: str) -> Any:
+    # Anything that is not an entry is left for the models to refuse.
+    if not isinstance(entry, dict) or entry.get("kind") not in methods.kinds():
+        return entry
+    if "device" not in methods.load_method(entry["kind"]).Options.model_fields:
+        return entry
+    return {**entry, "options": {"device": device, **(entry.get("options") or {})}}
 
 
 def smaller_ensemble(name: str, size: int) -> str:
