@@ -171,9 +171,8 @@ def main() -> None:
         shutil.rmtree(folder)
     of_all = sorted(waits(events))
     jobs = sum(event["event"] == "finished" for event in events)
-    print(
-        f"{jobs} jobs in {len(of_all)} submissions, {took:.0f} s; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    )
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    print(f"{jobs} jobs in {len(of_all)} submissions, {took:.0f} s; {load}")
     print(
         f"from could start to submitted: median {statistics.median(of_all):.2f} s,"
         f" 90 % below {of_all[int(0.9 * len(of_all))]:.2f} s, at most {of_all[-1]:.2f} s"
