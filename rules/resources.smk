@@ -1,7 +1,10 @@
 """What each rule's jobs ask a cluster for; the estimates themselves are in forceuq/cluster/."""
 
+import shutil
+
 from forceuq.cluster import requests
 from forceuq.cluster.kinds import effort_of_method, share_of_part, speed_of_backbone
+from forceuq.cluster.sessions import cancel_left_over
 from forceuq.cluster.site import limits_of, load_site, partitions_of
 from forceuq.methods import needs_structures
 
@@ -14,6 +17,16 @@ try:
     LIMITS = [limits_of(PARTITIONS, gpus) for gpus in (0, 1)]
 except ForceUQError as error:
     raise WorkflowError(str(error)) from None
+
+
+# A run that was killed may have left jobs that write what this one is about to write. Jobs themselves have no hooks.
+onstart:
+    if shutil.which("squeue"):
+        try:
+            for job in cancel_left_over(Path.cwd()):
+                logger.warning(f"Cancelled job {job.identifier} of an earlier run: {job.comment}")
+        except ForceUQError as error:
+            raise WorkflowError(str(error)) from None
 
 
 def asked(estimate):
@@ -103,6 +116,7 @@ def to_fit(wildcards):
         effort.fits_on,
         speed_if_run(wildcards.method),
         memory_gb=effort.memory_gb,
+        devices=effort.devices,
     )
 
 

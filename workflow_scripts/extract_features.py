@@ -9,6 +9,7 @@ from forceuq.measurement import measured
 
 def main(job) -> None:
     output = Path(job.output.features)
+    execution = job.params.execution
     with logged(job.log[0]), measured(output, job.threads) as cost:
         cost.atoms, cost.work_seconds = extract_features(
             structures=Path(job.input.structures),
@@ -18,7 +19,8 @@ def main(job) -> None:
             kind=job.params.kind,
             options=job.params.options,
             output=output,
-            **job.params.execution,
+            # Those that the job has a core for; the model has one of its own.
+            **{**execution, "workers": min(execution["workers"], max(1, job.threads - 1))},
         )
 
 

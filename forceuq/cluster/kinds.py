@@ -21,6 +21,7 @@ class Effort:
         predicts_on: device of the predictions.
         passes: forward passes of a prediction.
         memory_gb: held beside the data, GiB.
+        devices: GPUs that a fit is shared by, where it is on cuda.
     """
 
     epochs: int
@@ -28,6 +29,7 @@ class Effort:
     predicts_on: str = "cpu"
     passes: int = 1
     memory_gb: float = 0.0
+    devices: int = 1
 
 
 def share_of_part(kind: str, part: str, options: Any) -> float:
@@ -52,7 +54,8 @@ def speed_of_backbone(kind: str, options: Any) -> Speed:
 
 
 def effort_of_method(kind: str, options: Any, started: bool) -> Effort:
-    """Return what a fit takes, from its options: ``max_epochs``, ``device``, ``passes``, ``max_memory_gb``.
+    """Return what a fit takes, from its options: ``max_epochs``, ``device``, ``devices``, ``passes``,
+    ``max_memory_gb``.
 
     Args:
         kind: of method.
@@ -67,6 +70,7 @@ def effort_of_method(kind: str, options: Any, started: bool) -> Effort:
         predicts_on=device if needs_structures(kind) else "cpu",
         passes=getattr(options, "passes", 1),
         memory_gb=getattr(options, "max_memory_gb", 0.0),
+        devices=getattr(options, "devices", 1),
     )
     if kind == "gp":
         return Effort(0, device, device, memory_gb=effort.memory_gb)

@@ -20,9 +20,11 @@ BASE_MB = 2500
 GPU_BASE_MB = 6000
 # The workflow's own processes without PyTorch.
 LIGHT_MB = 1500
+# They read and shuffle beside each GPU.
+CORES_PER_GPU = 4
 # A process that builds graphs (forceuq.features.extract).
 WORKER_MB = 1200
-# Features that are held for shuffled reads, at most (forceuq.bll.batches), and a second time while they are put together.
+# Features held for shuffled reads, at most (forceuq.bll.batches), and once more while they are put together.
 POOL_BYTES = 2 * 4 * 2**30
 
 # Atoms a second.
@@ -122,7 +124,13 @@ def caching(atoms: int, speed: Speed, device: str, workers: int) -> Request:
 
 
 def fitting(
-    atoms: int, epochs: int, device: str, speed: Speed | None = None, width: int = 256, memory_gb: float = 0.0
+    atoms: int,
+    epochs: int,
+    device: str,
+    speed: Speed | None = None,
+    width: int = 256,
+    memory_gb: float = 0.0,
+    devices: int = 1,
 ) -> Request:
     """Return what a fit asks for.
 
@@ -133,24 +141,27 @@ def fitting(
         speed: of the backbone, for methods that run it; None: they work on cached features.
         width: features of an atom.
         memory_gb: that the method holds beside its data, GiB.
+        devices: GPUs that share each batch, where ``device`` is cuda.
     """
+    gpus = devices if device == "cuda" else 0
     expected = min(epochs, EPOCHS_SMALL if atoms < LARGE_ATOMS else EPOCHS_LARGE)
     if speed is None:
-        seconds = atoms * (expected / CACHED_TRAINING[device] + 2 / CACHED_PASS)
+        seconds = atoms * (expected / CACHED_TRAINING[device] / max(gpus, 1) + 2 / CACHED_PASS)
         held = min(POOL_BYTES, 2 * atoms * (4 * width + 24))
     else:
-        rate = speed.gpu if device == "cuda" else speed.core
+        rate = gpus * speed.gpu if gpus else speed.core
         seconds = atoms * (expected * TRAINING[device] + 2) / rate
         held = 0
-    memory = (GPU_BASE_MB if device == "cuda" else BASE_MB) + (held + memory_gb * 2**30) / 10**6
-    return replace(_request(memory, seconds), gpus=int(device == "cuda"))
+    memory = (GPU_BASE_MB * gpus or BASE_MB) + (held + memory_gb * 2**30) / 10**6
+    return replace(_request(memory, seconds, cores=CORES_PER_GPU * gpus), gpus=gpus)
 
 
 def predicting(atoms: int, device: str, speed: Speed | None = None, passes: int = 1, memory_gb: float = 0.0) -> Request:
     """Return what predicting asks for; like ``fitting``, one pass or several and no training."""
     rate = CACHED_PASS / 10 if speed is None else (speed.gpu if device == "cuda" else speed.core)
-    memory = (GPU_BASE_MB if device == "cuda" else BASE_MB) + memory_gb * 2**30 / 10**6
-    return replace(_request(memory, passes * atoms / rate), gpus=int(device == "cuda"))
+    gpus = int(device == "cuda")
+    memory = (GPU_BASE_MB if gpus else BASE_MB) + memory_gb * 2**30 / 10**6
+    return replace(_request(memory, passes * atoms / rate, cores=CORES_PER_GPU * gpus), gpus=gpus)
 
 
 def evaluating(atoms: int, held_atoms: int, tables: int = 1) -> Request:

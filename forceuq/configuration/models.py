@@ -270,7 +270,7 @@ class Configuration(Model):
     device: Literal["cpu", "cuda"] | None = Field(
         default=None,
         description="Where backbones run and methods are trained, for every entry that has a `device` and does not"
-        " give one. On cuda such a job asks a cluster for one GPU, and stops where it finds none. null: their defaults.",
+        " give one. On cuda such a job asks a cluster for a GPU, and stops where it finds none. null: their defaults.",
     )
     datasets: dict[Name, Dataset] = Field(default={}, description="The data sets, by name.")
     backbone: Backbone | None = Field(default=None, description="The pretrained model.")
