@@ -124,19 +124,6 @@ class Project:
     def _config(*more: str) -> list[str]:
         return ["--configfile", "config/demo.yaml", "small.yaml", *more]
 
-    def unlock_stale(self, cluster: Cluster) -> str:
-        """Take away what a killed run has left, as ``make run`` does before it starts one; return what is printed."""
-        command = ["workflow_scripts/unlock_stale.py", *self._config()]
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=self.folder,
-            env=self.environment(cluster),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout
-
     def would_run(self, cluster: Cluster) -> bool:
         """Return whether a dry run finds anything to do."""
         return "Nothing to be done" not in self.start(cluster, "--dry-run").succeed()

@@ -9,7 +9,10 @@ from pathlib import Path
 
 CLIENTS = ("sacct", "sacctmgr", "salloc", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun", "sstat")
 NODES = ("c1", "c2", "g1", "g2")
-CPUS, MEMORY_MB, GPUS, GPU = 8, 32000, 4, "a100"
+# What each node has, as slurm/partitions.yaml says.
+CPUS = {"c": 32, "g": 64}
+MEMORY_MB = {"c": 128_000, "g": 256_000}
+GPUS, GPU = 4, "a100"
 PORTS = 3 + len(NODES)  # controller, accounting, database, one a node
 # A host whose name is not loopback's would make Slurm listen on its network; its daemons then get a name of their own.
 RENAMED = ("unshare", "--uts", "sh", "-c", 'hostname localhost; exec "$@"', "sh")
@@ -49,11 +52,12 @@ AccountingStoreFlags=job_comment"""
     else:
         accounts = "AccountingStorageType=accounting_storage/none"
     nodes = "\n".join(
-        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + 3 + i} CPUs={CPUS} RealMemory={MEMORY_MB}"
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + 3 + i} CPUs={CPUS[name[0]]}"
+        + f" RealMemory={MEMORY_MB[name[0]]}"
         + (f" Gres=gpu:{GPU}:{GPUS}" if name.startswith("g") else "")
         for i, name in enumerate(NODES)
     )
-    limits = "MaxTime=1-00:00:00 DefaultTime=10 DefMemPerCPU=1000 State=UP"
+    limits = "MaxTime=2-00:00:00 DefaultTime=10 DefMemPerCPU=1000 State=UP"
     return f"""\
 ClusterName=forceuq
 SlurmctldHost=localhost(127.0.0.1)

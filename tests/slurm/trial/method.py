@@ -10,30 +10,20 @@ load = bll.load
 
 
 def fit(data, options, seed, checkpoints, starts_from=None):
-    """Fit as ``forceuq.methods.bll`` does; the epochs of the first job can be made long."""
-    from forceuq.bll import run
+    """Fit as ``forceuq.methods.bll`` does; the first job can be made to hang after an epoch."""
+    from forceuq.bll import training
 
     faults.begin("fit")
-    pause = float(str(faults.plan("fit").get("seconds_an_epoch", 0))) if faults.first_start_of("fit") else 0.0
+    last = faults.plan("fit").get("last_epoch_of_first_job") if faults.first_start_of("fit") else None
 
-    class Run(run.Run):
+    class Run(training.Run):
         def save(self, path):
             super().save(path)
             faults.note("fit", f"epoch {self.epoch}")
-            time.sleep(pause)
+            while self.epoch == last:
+                time.sleep(1)
 
-    run_of_training, training = run.Run, bll_training()
     training.Run = Run
-    try:
-        fitted = bll.fit(data, options, seed, checkpoints, starts_from)
-    finally:
-        training.Run = run_of_training
+    fitted = bll.fit(data, options, seed, checkpoints, starts_from)
     faults.note("fit", "end")
     return fitted
-
-
-def bll_training():
-    """Return the module that makes a ``Run``."""
-    from forceuq.bll import training
-
-    return training
