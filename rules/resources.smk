@@ -34,7 +34,9 @@ onstart:
                     f"Cancelled job {job.identifier} of an earlier run: {job.comment}"
                 )
         except ForceUQError as error:
-            raise WorkflowError(str(error)) from None
+            # Without a cluster the run needs no answer: Slurm's programs can be there and no scheduler.
+            if not workflow.local_exec:
+                raise WorkflowError(str(error)) from None
 
 
 def elsewhere(attempt):
