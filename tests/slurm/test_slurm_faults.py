@@ -192,7 +192,9 @@ def small_disk(project):
     results = project.folder / "results"
     shutil.move(results, project.folder / "moved")
     results.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", results], check=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", results], check=False)
+    if mounted.returncode:
+        pytest.skip("this container may not mount a file system")
     shutil.copytree(project.folder / "moved", results, dirs_exist_ok=True, copy_function=shutil.copy2)
     project.forget_fits()
     used = sum(file.stat().st_blocks * 512 for file in results.rglob("*"))
