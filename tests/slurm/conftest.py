@@ -4,6 +4,7 @@ FORCEUQ_TEST_SLURM=install installs Debian's packages (as root). Without Slurm t
 (CI=true) they fail: there they must run. The long ones, with faults, run with ``-m slurm_faults`` only.
 """
 
+import getpass
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import cluster as slurm
 import pytest
-from project import Project, copy_project, copy_with_results
+from project import Project, Run, copy_project, copy_with_results
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -64,7 +65,8 @@ def cluster_without_accounting() -> Iterator[slurm.Cluster]:
 def cluster(started_cluster: slurm.Cluster) -> Iterator[slurm.Cluster]:
     """The cluster with accounting, all nodes up and idle."""
     yield started_cluster
-    started_cluster.run("scancel", "--user", "root", check=False)
+    Run.kill_all()
+    started_cluster.run("scancel", "--user", getpass.getuser(), check=False)
     started_cluster.start()
     for node in slurm.NODES:
         if not started_cluster.node_state(node).startswith(("idle", "mixed", "alloc", "compl")):

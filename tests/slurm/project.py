@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 from cluster import Cluster, Job, wait_until
@@ -53,12 +54,15 @@ class Event:
 class Run:
     """A Snakemake that runs in a login session of its own."""
 
+    running: ClassVar[list["Run"]] = []
+
     def __init__(self, command: list[str], folder: Path, environment: Mapping[str, str]) -> None:
         self.log = folder / f"snakemake-{len(list(folder.glob('snakemake-*.log')))}.log"
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
             )
+        self.running.append(self)
 
     def wait(self, seconds: float = 420) -> int:
         """Return the exit status."""
@@ -86,6 +90,14 @@ class Run:
         """Kill the whole session, as a login node that goes down does."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    @classmethod
+    def kill_all(cls) -> None:
+        """Kill those that a failed test has left."""
+        for run in cls.running:
+            if run.process.poll() is None:
+                run.kill()
+        cls.running.clear()
 
     def text(self) -> str:
         """Return what it has printed."""

@@ -92,7 +92,8 @@ def test_preempted_then_its_node_drained(cluster, project):
     project.hold("fit")
     run = project.start(cluster, METRICS)
     taken = project.wait_for(run, "fit").node
-    urgent = cluster.run("sbatch", "--parsable", "-p", "urgent", "-w", taken, "--exclusive", "--wrap=sleep 20").strip()
+    whole = ("-p", "urgent", "-w", taken, "--exclusive", "--output=/dev/null")
+    urgent = cluster.run("sbatch", "--parsable", *whole, "--wrap=sleep 20").strip()
     wait_until(lambda: cluster.job(urgent).state == "RUNNING", 60, "the urgent job did not get the node")
     drained = project.wait_for(run, "fit", count=2).node
     cluster.drain(drained)
