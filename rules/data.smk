@@ -58,6 +58,7 @@ rule read_structures:
         CACHE / "benchmarks/read_structures/{dataset}.tsv"
     conda:
         "../envs/conda-cpu.yaml"
+    threads: lambda w: max_threads(DATASETS[w.dataset].kind)
     params:
         kind=lambda w: DATASETS[w.dataset].kind,
         options=lambda w: DATASETS[w.dataset].content_options,

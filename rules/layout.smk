@@ -1,6 +1,6 @@
 """Where everything lies (caches shared by identity, the folder of this run), and what each job is given."""
 
-from forceuq.data.sources import load_source
+from forceuq.data.sources import load_source, max_threads
 
 RESULTS = Path(CONFIG.results)
 CACHE = RESULTS / "cache"

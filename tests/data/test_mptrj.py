@@ -1,7 +1,13 @@
 import copy
 import json
+import os
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import psutil
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -174,3 +180,92 @@ def test_the_task(tmp_path):
     assert (task.train, task.validation) == ((PartRef("x", "train"),), (PartRef("x", "val"),))
     assert task.evaluate == {name: (PartRef("x", name),) for name in ("id", "near", "mid", "far")}
     assert parts(Options()) == PARTS
+
+
+def test_the_file_depends_on_neither_processes_nor_pieces(tmp_path, monkeypatch):
+    data = copy.deepcopy(materials(120))
+    data["mp-3"]["mp-3-0-1"]["force"] = None
+    data["mp-60"] = None
+    data["mp-61"] = {}
+    data["mp-119"]["mp-0-0-3"] = data["mp-0"]["mp-0-0-3"]  # in another piece than the first of this id
+    data["mp-119"]["mp-119-0-8"]["structure"]["sites"][0]["xyz"][0] = 1e200
+    options = Options(max_bad_fraction=0.5)
+    one = read(tmp_path / "one", data, options)
+    monkeypatch.setattr("forceuq.data.sources.mptrj._PIECE", 20_000)
+    many = tmp_path / "many.parquet"
+    convert(tmp_path / "one/raw", many, options, threads=2)
+    assert many.read_bytes() == one.read_bytes()
+    report = json.loads(report_path(many).read_text())
+    assert report == json.loads(report_path(one).read_text())
+    assert [(entry["id"], entry["reason"]) for entry in report["rejected"]] == [
+        ("mp-3-0-1", "force is null"),
+        ("mp-60", "not an object of frames"),
+        ("mp-61", "not an object of frames"),
+        ("mp-0-0-3", "duplicate structure_id"),
+    ]
+    # A thousand structures are in the first of its row groups, whatever the pieces.
+    assert report["written"] == 118 * 9 - 1
+    assert pq.ParquetFile(many).metadata.row_group(0).num_rows == 1000
+
+
+def test_a_repeated_material_is_not_lost(tmp_path):
+    (first, frames), (_, others) = materials(2).items()
+    text = f'{{"{first}": {json.dumps(frames)}, "{first}": {json.dumps(others)}}}'
+    assert len(list(read_structures(read(tmp_path, text)))) == 18
+
+
+def test_damage_is_told_by_a_process_with_file_and_place(tmp_path, monkeypatch):
+    monkeypatch.setattr("forceuq.data.sources.mptrj._PIECE", 20_000)
+    text = json.dumps(materials(40))
+    at = text.index('"mp-30"')
+    (tmp_path / "raw").write_text(text[: at + 300] + "?" + text[at + 300 :])
+    with pytest.raises(DataError, match=rf"raw: not a whole JSON file \(in the material at byte {at}: "):
+        convert(tmp_path / "raw", tmp_path / "s.parquet", Options(), threads=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_numbers_are_those_of_the_text(tmp_path):
+    rng = np.random.default_rng(0)
+    force = (rng.normal(size=(2, 3)) * 10.0 ** rng.integers(-12, 3, (2, 3))).tolist()
+    texts = ["0.1", "1e-5", "123456789.123456789123", "-0.0", "5e-324", "7"]
+    data = materials(1)
+    data["mp-0"]["mp-0-0-0"]["force"] = force
+    data["mp-0"]["mp-0-0-1"]["force"] = "FORCE"
+    text = json.dumps(data).replace('"FORCE"', f"[[{', '.join(texts[:3])}], [{', '.join(texts[3:])}]]")
+    items = [item for _, item in read_structures(read(tmp_path, text))]
+    assert items[0].forces.tolist() == force
+    assert items[1].forces.ravel().tolist() == [float(number) for number in texts]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from forceuq.data.sources import mptrj
+mptrj._PIECE = 20_000
+if __name__ == "__main__":
+    mptrj.convert(Path(sys.argv[1]), Path(sys.argv[2]), mptrj.Options(), threads=2)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_killed_run_leaves_nothing_behind_for_the_next(tmp_path):
+    whole = read(tmp_path / "whole", materials(500))
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(KILLED)
+    command = [sys.executable, script, tmp_path / "whole/raw", out / "s.parquet"]
+    job = psutil.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    deadline = time.monotonic() + 60
+    # Something is written, and its processes are at work.
+    while not any(path.stat().st_size > 10_000 for path in out.glob(".s.*")):
+        assert job.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    workers = job.children(recursive=True)
+    assert workers
+    job.kill()
+    job.wait()
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+    assert [path.name.startswith(".s.") for path in out.iterdir()] == [True]
+    convert(tmp_path / "whole/raw", out / "s.parquet", Options())
+    assert (out / "s.parquet").read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == ["s.parquet", "s.parquet.report.json"]
