@@ -69,19 +69,15 @@ def read_span(descriptor: int, span: Span) -> bytes:
     return _read(descriptor, span.start, span.stop)
 
 
-def parse_members(text: bytes, single: bool) -> list[tuple[str, Any]]:
+def parse_members(text: bytes) -> list[tuple[str, Any]]:
     """Return the (key, value) pairs of a span's text, repeated keys included.
 
     Raises:
         ValueError: it is not valid JSON.
     """
-    import orjson
-
-    if single:
-        return list(orjson.loads(b"{%b}" % text).items())
-    # Slower, but it tells repeated keys apart. The outermost object is the last one to end.
     last: list[tuple[str, Any]] = []
 
+    # The outermost object is the last one to end.
     def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal last
         last = pairs
@@ -143,16 +139,21 @@ class _Cutter:
         self._unescape(block, quotes)
         # Few bytes are quotes or braces: from here on only they are looked at.
         found = np.flatnonzero(quotes | (block == _OPEN) | (block == _CLOSE))
-        quote = quotes[found]
-        inside = np.cumsum(quote, dtype=np.uint8) + np.uint8(self._in_string) & 1
-        self._in_string = bool(inside[-1]) if len(inside) else self._in_string
+        kind = block[found]
+        quote = kind == _QUOTE
+        # Counted modulo 256, which keeps what is odd.
+        inside = np.add.accumulate(quote.view(np.uint8), dtype=np.uint8)
+        inside += np.uint8(self._in_string)
+        self._in_string = bool(inside[-1] & 1) if len(inside) else self._in_string
         # An escaped quote is inside a string, or it is damage that the parser names.
-        brace = found[~quote & (inside == 0)]
-        opens = block[brace] == _OPEN
-        depth = np.cumsum(np.where(opens, 1, -1)) + self._depth
+        brace = np.flatnonzero((inside & 1) + quote == 0)
+        step = np.int8(124) - kind[brace].view(np.int8)  # 1 for {, -1 for }
+        depth = np.add.accumulate(step, dtype=np.int32)
+        depth += self._depth
         self._depth = int(depth[-1]) if len(depth) else self._depth
-        for index in np.flatnonzero(depth <= np.where(opens, 2, 1)).tolist():
-            yield int(brace[index]), bool(opens[index]), int(depth[index])
+        # A brace that opens the object or a member, or closes one.
+        for index in np.flatnonzero(depth + (step < 0) <= 2).tolist():
+            yield int(found[brace[index]]), bool(step[index] > 0), int(depth[index])
 
     def _unescape(self, block: NDArray[np.uint8], quotes: NDArray[np.bool_]) -> None:
         """Take the quotes away that follow an odd number of backslashes."""

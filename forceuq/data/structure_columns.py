@@ -22,6 +22,12 @@ FIELDS = pa.schema(
         pa.field("energy_above_relaxed", pa.float64()),
     ]
 )
+# Dictionaries of floats that never repeat cost four times the writing and a third of the size.
+ENCODING = {
+    "compression": "zstd",
+    "use_dictionary": ["group_id", "numbers.list.element"],
+    "column_encoding": dict.fromkeys(["positions.list.element", "forces.list.element"], "BYTE_STREAM_SPLIT"),
+}
 
 
 def structures_table(rows: Sequence["Structure"]) -> pa.Table:

@@ -41,7 +41,7 @@ def cut(path: Path, block: int = 2**20) -> list:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         spans = list(member_spans(path, block))
-        return [pair for span in spans for pair in parse_members(read_span(descriptor, span), span.single)]
+        return [pair for span in spans for pair in parse_members(read_span(descriptor, span))]
     finally:
         os.close(descriptor)
 

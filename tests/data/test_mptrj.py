@@ -9,10 +9,14 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from forceuq.data.sources._mptrj_frames import _as_published, read_materials
 from forceuq.data.sources.mptrj import PARTS, Options, convert, parts, split, tasks
 from forceuq.data.splits import PartRef, part_counts, read_part
+from forceuq.data.structure_blocks import StructureBlock
 from forceuq.data.structures import read_columns, read_structures, report_path
 from forceuq.errors import DataError
 
@@ -269,3 +273,35 @@ def test_a_killed_run_leaves_nothing_behind_for_the_next(tmp_path):
     convert(tmp_path / "whole/raw", out / "s.parquet", Options())
     assert (out / "s.parquet").read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in out.iterdir()) == ["s.parquet", "s.parquet.report.json"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    numbers=st.lists(st.floats(-1e3, 1e3), min_size=6, max_size=6),
+    energy=st.floats(-1e3, 1e3) | st.integers(-1000, 1000),
+)
+def test_the_quick_reader_gives_what_the_careful_one_gives(numbers, energy):
+    data = record("mp-1", 0.02)
+    data.update(force=[numbers[:3], numbers[3:]], corrected_total_energy=energy, energy_per_atom=numbers[0])
+    data["structure"]["sites"][0]["xyz"] = numbers[2:5]
+    text = json.dumps({"mp-1": {"a": data, "b": record("mp-1", 0.1)}})[1:-1].encode()
+    assert len(_as_published(text)) == 2
+    quick, careful = StructureBlock(), StructureBlock()
+    read_materials(quick, text, single=True)
+    read_materials(careful, text, single=False)
+    assert quick.table().equals(careful.table())
+    assert quick.rejected == careful.rejected == []
+
+
+@pytest.mark.parametrize("text", [b'"m": {"f": {"x": "\xff"}}', b'"m": {"f": 01}', b'"m": {}, "n": {', b","])
+def test_what_is_not_json_is_refused_by_both_readers(text):
+    with pytest.raises(ValueError, match=r".+"):
+        read_materials(StructureBlock(), text, single=True)
+
+
+def test_names_in_other_scripts_and_floats_for_integers(tmp_path):
+    data = materials(2)
+    plain = read(tmp_path / "a", data)
+    data["mp-0"]["mp-0-0-0"]["structure"]["sites"][0]["label"] = "Naé"
+    data["mp-1"]["mp-1-0-0"]["structure"]["sites"][0]["species"][0]["occu"] = 1.0
+    assert read(tmp_path / "b", json.dumps(data, ensure_ascii=False)).read_bytes() == plain.read_bytes()

@@ -6,20 +6,21 @@ processes, a material at a time. Frames are put in strata by their energy per at
 structure.
 """
 
+import contextlib
+import gc
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from forceuq.data.json_members import Span, member_spans, parse_members, read_span
+from forceuq.data.json_members import Span, member_spans, read_span
 from forceuq.data.splits import PartRef, Task, write_splits
 from forceuq.data.structure_blocks import StructureBlock
-from forceuq.data.structures import Structure, StructureWriter, read_columns, structure, structures_metadata
+from forceuq.data.structures import StructureWriter, read_columns, structures_metadata
 from forceuq.errors import DataError
 from forceuq.processes import ordered_map
 
@@ -157,64 +158,28 @@ def _pieces(raw: Path) -> Iterator[_Piece]:
 
 
 def _read_piece(piece: _Piece) -> tuple[pa.Table, list[tuple[int, str, str]]]:
+    from forceuq.data.sources._mptrj_frames import read_materials
+
     block = StructureBlock()
-    with piece.raw.open("rb", buffering=0) as handle:
+    with piece.raw.open("rb", buffering=0) as handle, _no_collection():
         for span in piece.spans:
             try:
-                materials = parse_members(read_span(handle.fileno(), span), span.single)
+                read_materials(block, read_span(handle.fileno(), span), span.single)
             except ValueError as error:
                 raise DataError(
                     f"not a whole JSON file (in the material at byte {span.start}: {error}); fetch it again",
                     file=piece.raw,
                 ) from error
-            for material, frames in materials:
-                _read_material(block, material, frames)
     return block.table(), block.rejected
 
 
-def _read_material(block: StructureBlock, material: str, frames: Any) -> None:
-    if not isinstance(frames, Mapping) or not frames:
-        block.reject(material, "not an object of frames")
-        return
-    for frame, record in frames.items():
-        try:
-            item = _structure(material, frame, record)
-        except KeyError as error:
-            block.reject(frame, f"no {error.args[0]}")
-        except (AttributeError, IndexError, TypeError, ValueError, OverflowError) as error:
-            block.reject(frame, str(error))
-        else:
-            block.add(item)
-
-
-def _structure(material: str, frame: str, record: Mapping[str, Any]) -> Structure:
-    from ase.data import atomic_numbers
-
-    numbers, positions = [], []
-    for site in record["structure"]["sites"]:
-        species = site["species"]
-        if len(species) != 1 or species[0]["occu"] != 1:
-            raise ValueError("a site of partial or mixed occupation")
-        symbol = species[0]["element"]
-        if symbol not in atomic_numbers:
-            raise ValueError(f"unknown element {symbol!r}")
-        numbers.append(atomic_numbers[symbol])
-        positions.append(site["xyz"])
-    energies = {}
-    for key in ("corrected_total_energy", "energy_per_atom", "e_per_atom_relaxed"):
-        value = record[key]
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{key} is {value!r}, not a number")
-        energies[key] = value
-    if record["force"] is None:
-        raise ValueError("force is null")
-    return structure(
-        frame,
-        material,
-        numbers=numbers,
-        positions=positions,
-        forces=record["force"],
-        cell=record["structure"]["lattice"]["matrix"],
-        energy=energies["corrected_total_energy"],
-        energy_above_relaxed=energies["energy_per_atom"] - energies["e_per_atom_relaxed"],
-    )
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Stop Python's search for cycles: parsed JSON has none, and the search takes as long as the parsing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
