@@ -12,6 +12,7 @@ from forceuq.cluster.attempts import (
 from forceuq.cluster.kinds import effort_of_method, share_of_part, speed_of_backbone
 from forceuq.cluster.sessions import cancel_left_over, session_name
 from forceuq.cluster.site import limits_of, load_site, partitions_of
+from forceuq.data.sources import max_threads
 from forceuq.methods import needs_structures
 
 SLURM = Path(workflow.basedir, "slurm")
@@ -122,7 +123,8 @@ def to_generate(wildcards):
 
 
 def to_read(wildcards):
-    return requests.reading(size_of(wildcards).atoms)
+    processes = max_threads(DATASETS[wildcards.dataset].kind)
+    return requests.reading(size_of(wildcards).atoms, processes)
 
 
 def to_split(wildcards):
