@@ -24,7 +24,9 @@ if CONFIG.backbone is not None:
         params:
             kind=CONFIG.backbone.kind,
             options=CONFIG.backbone.options.model_dump(mode="json"),
-            execution=CONFIG.features.model_dump(mode="json", exclude={"shards"}),
+            execution=CONFIG.features.model_dump(
+                mode="json", exclude={"shards", "statistics_by_shard"}
+            ),
             code=code(
                 "extract_features.py", f"forceuq.backbones.{CONFIG.backbone.kind}"
             ),

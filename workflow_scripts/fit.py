@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
-from forceuq.logs import logged
 from forceuq.measurement import measured
 from forceuq.methods import BackboneSource, TrainingData, load_method, structure_parts
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
@@ -13,7 +13,8 @@ def main(job) -> None:
     checkpoints = Path(job.params.checkpoints)
     start = job.input.get("start")
     backbone = job.params.backbone
-    with logged(job.log[0]), measured(Path(job.output.fit), job.threads):
+    statistics = job.input.get("statistics", [])
+    with recorded(job), measured(Path(job.output.fit), job.threads):
         fitted = method.fit(
             TrainingData(
                 train=tuple(map(Path, job.input.train)),
@@ -22,6 +23,7 @@ def main(job) -> None:
                 train_structures=structure_parts(job.params.train_parts),
                 validation_structures=structure_parts(job.params.validation_parts),
                 backbone=BackboneSource(weights=Path(job.input.weights), **backbone) if backbone else None,
+                statistics=tuple(map(Path, [statistics] if isinstance(statistics, str) else statistics)),
             ),
             method.Options(**job.params.options),
             seed=int(job.wildcards.seed),

@@ -1,8 +1,9 @@
 """The sufficient statistics of the Bayesian linear model: all that it needs of the data, in one pass."""
 
 import functools
+import hashlib
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class SufficientStatistics:
             path: the file.
             of: digest of what the statistics are of.
         """
-        tensors = {
+        tensors: dict[str, NDArray[Any]] = {
             "gram": self.gram,
             "cross": self.cross,
             "target": self.target,
@@ -94,6 +95,7 @@ class SufficientStatistics:
             "n": np.array(self.n, dtype=np.int64),
             "of": np.frombuffer(of.encode(), dtype=np.uint8),
         }
+        tensors["sha256"] = _digest(tensors)
         with whole_file(path) as temporary:
             save_file(tensors, temporary, metadata={"forceuq": _SCHEMA})
 
@@ -108,7 +110,9 @@ class SufficientStatistics:
         Raises:
             DataError: the file is damaged, not of statistics, or of something else.
         """
-        tensors = load_tensors(path, _SCHEMA, ("gram", "cross", "target", "low", "n", "of"))
+        tensors = load_tensors(path, _SCHEMA, ("gram", "cross", "target", "low", "n", "of", "sha256"))
+        if not np.array_equal(tensors.pop("sha256"), _digest(tensors)):
+            raise DataError("altered since it was written: remove it and make it again", file=path)
         if tensors["of"].tobytes() != of.encode():
             raise DataError("is of other features or another head: remove it and make it again", file=path)
         return cls(tensors["gram"], tensors["cross"], tensors["target"], int(tensors["n"]), tensors["low"])
@@ -156,6 +160,13 @@ def merged(statistics: Iterable[SufficientStatistics]) -> SufficientStatistics:
     return functools.reduce(operator.add, statistics)
 
 
+def _digest(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
+    return np.frombuffer(digest.digest(), dtype=np.uint8)
+
+
 def _two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
     """Return the rounded sum and, exactly, what rounding took from it (Knuth 1969)."""
     total = a + b
@@ -164,8 +175,8 @@ def _two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
 
 
 def _from_joint(joint: Floats, low: Floats, width: int, n: int) -> SufficientStatistics:
-    parts = joint[:width, :width], joint[:width, width:], joint[width:, width:]
-    return SufficientStatistics(*(np.ascontiguousarray(part) for part in parts), n, low)
+    gram, cross, target = joint[:width, :width], joint[:width, width:], joint[width:, width:]
+    return SufficientStatistics(gram.copy(), cross.copy(), target.copy(), n, low)
 
 
 def _name_bad_row(features: NDArray[np.float64], values: NDArray[np.float64], first: int) -> None:

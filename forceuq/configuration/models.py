@@ -206,6 +206,11 @@ class FeaturesConfig(Model):
         description="By data set, how many shards each of its parts is cut into, balanced by atoms, each made by a job"
         " of its own: one number for all parts, or numbers by part. 1 where nothing is said.",
     )
+    statistics_by_shard: bool = Field(
+        default=False,
+        description="Make the statistics that a BLL fit needs of its training data by a job a shard, where its features"
+        " are known before it (projection pretrained, or starts_from); otherwise the fit makes them, in its threads.",
+    )
     atoms_per_file: int = Field(default=200_000, ge=1, description="Atoms in one Parquet file of a shard, at most.")
     precision: Literal["float32", "float16"] = Field(
         default="float32",
