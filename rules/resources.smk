@@ -133,9 +133,19 @@ def to_split(wildcards):
 
 
 def to_cache(wildcards):
-    atoms = atoms_of_part(name_of(wildcards.dataset), wildcards.part)
+    atoms = atoms_of_shard(wildcards)
     device = "cuda" if CONFIG.features.device == "cuda" else "cpu"
     return requests.caching(atoms, speed(), device, CONFIG.features.workers)
+
+
+def to_summarise(wildcards):
+    return requests.fitting(atoms_of_shard(wildcards), 0, "cpu")
+
+
+def atoms_of_shard(wildcards):
+    """Atoms of one shard of a part, about."""
+    atoms = atoms_of_part(name_of(wildcards.dataset), wildcards.part)
+    return -(-atoms // int(wildcards.shards))
 
 
 def to_fit(wildcards):
