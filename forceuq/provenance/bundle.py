@@ -17,8 +17,8 @@ from forceuq.provenance.withholding import withheld
 
 CONFIGURATION = "configuration.yaml"
 RESULTS = "results"
-# Folders of a run whose files are large; a bundle holds the second only when asked, the first never.
-FITS, PREDICTIONS = "fits", "predictions"
+# Folders of a run whose files are large: never in, and in only when asked.
+LARGE, PREDICTIONS = ("fits", "statistics"), "predictions"
 
 
 @dataclass
@@ -113,7 +113,7 @@ def _add_outputs(bundle: Bundle, chain: Chain, path: str, predictions: bool) -> 
         return
     for output in record.outputs:
         kind = output.path.split("/")[1]
-        if kind == FITS or (kind == PREDICTIONS and not predictions):
+        if kind in LARGE or (kind == PREDICTIONS and not predictions):
             bundle.left_out.append(output.path)
         elif kind == PREDICTIONS and (reason := withheld(chain, path)) is not None:
             bundle.withheld[output.path] = reason

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import rocrate
-from conftest import STRUCTURES, Toy
+from toy_runs import STRUCTURES, Toy
 from typer.testing import CliRunner
 
 from forceuq.commands import app

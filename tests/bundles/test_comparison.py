@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import Toy
+from toy_runs import Toy
 from typer.testing import CliRunner
 
 from forceuq.commands import app
