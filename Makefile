@@ -9,7 +9,7 @@ bin := $(VENV)/bin
 snakemake := $(bin)/snakemake $(if $(CONFIG),--configfile $(CONFIG))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint format schema envs clean
+.PHONY: help setup demo run why test lint format schema envs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ demo: setup ## run the demo: no downloads, eight minutes on two cores
 run: setup ## run a configuration: make run CONFIG="config/rmd17.yaml config/overlays/forceuq-small.yaml"
 	@$(bin)/python workflow_scripts/unlock_stale.py $(if $(CONFIG),--configfile $(CONFIG))
 	@$(snakemake)
+
+why: setup ## say what would run, and why: make why CONFIG=...
+	@$(bin)/python -m rerun_reasons $(if $(CONFIG),--configfile $(CONFIG))
 
 test: setup ## run the test suite
 	@$(bin)/python -m pytest

@@ -3,6 +3,8 @@
 RESULTS = Path(CONFIG.results)
 CACHE = RESULTS / "cache"
 RUN = RESULTS / CONFIG.run
+# What was found out about the code, and what its digests are made of.
+CODE_STORE = CACHE / "code"
 
 # Folder name in the cache -> data set. The digest in it makes runs with other options use other folders.
 DATASETS = {
@@ -92,9 +94,12 @@ def fitted_to(method):
 
 @cache
 def code(script, *modules, data=()):
-    """The digest of the library code that a script reaches: the job runs again when it changes."""
+    """The digest of the code that a script reaches, and of its packages: the job runs again when it changes."""
     return code_fingerprint(
-        Path(workflow.basedir, "workflow_scripts", script), modules, data
+        Path(workflow.basedir, "workflow_scripts", script),
+        modules,
+        data,
+        store=CODE_STORE,
     )
 
 
@@ -142,6 +147,7 @@ else:
         RUN / "tables/table1.csv",
         RUN / "tables/table2.csv",
         RUN / "tables/costs.csv",
+        RUN / "tables/sources.csv",
         RUN / "figures/shift/shift.png",
     ]
     TARGETS += [RUN / f"figures/strata/{name}.png" for name in STRATA]

@@ -82,3 +82,29 @@ rule table1:
         "Writing Table 1"
     script:
         "../workflow_scripts/table1.py"
+
+
+rule sources:
+    output:
+        csv=RUN / "tables/sources.csv",
+        markdown=report(RUN / "tables/sources.md", category="Tables"),
+    log:
+        RUN / "logs/sources.log",
+    benchmark:
+        RUN / "benchmarks/sources.tsv"
+    localrule: True
+    conda:
+        "../envs/conda-cpu.yaml"
+    params:
+        configuration=CONFIG.model_dump(
+            mode="json",
+            include={
+                "datasets": {"__all__": {"label", "download"}},
+                "backbone": {"name", "weights"},
+            },
+        ),
+        code=code("sources.py"),
+    message:
+        "Writing the sources and their licences"
+    script:
+        "../workflow_scripts/sources.py"

@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
-from forceuq.logs import logged
 from forceuq.measurement import measured
 from forceuq.methods import BackboneSource, TrainingData, load_method, structure_parts
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
@@ -13,7 +13,7 @@ def main(job) -> None:
     checkpoints = Path(job.params.checkpoints)
     start = job.input.get("start")
     backbone = job.params.backbone
-    with logged(job.log[0]), measured(Path(job.output.fit), job.threads):
+    with recorded(job), measured(Path(job.output.fit), job.threads):
         fitted = method.fit(
             TrainingData(
                 train=tuple(map(Path, job.input.train)),
