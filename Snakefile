@@ -34,9 +34,11 @@ if workflow.is_main_process:
     restore_times(RESULTS, CONFIG.run)
 
 
+include: "rules/resources.smk"
 include: "rules/data.smk"
 include: "rules/backbone.smk"
 include: "rules/features.smk"
+include: "rules/statistics.smk"
 include: "rules/fit_inputs.smk"
 include: "rules/fit.smk"
 include: "rules/evaluate.smk"

@@ -20,6 +20,9 @@ rule surface_figure:
         RUN / "benchmarks/surface_figure/{dataset}/{task}.tsv"
     conda:
         "../envs/conda-cpu.yaml"
+    threads: cores(to_draw_surface)
+    resources:
+        **asked(to_draw_surface),
     params:
         grid=(
             CONFIG.figures.surface.model_dump(mode="json", exclude={"methods"})
@@ -50,6 +53,7 @@ rule recalibration_figure:
         RUN / "logs/recalibration_figure.log",
     benchmark:
         RUN / "benchmarks/recalibration_figure.tsv"
+    localrule: True
     conda:
         "../envs/conda-cpu.yaml"
     params:
@@ -77,6 +81,7 @@ rule shift_figure:
         RUN / "logs/shift_figure.log",
     benchmark:
         RUN / "benchmarks/shift_figure.tsv"
+    localrule: True
     conda:
         "../envs/conda-cpu.yaml"
     params:
@@ -107,6 +112,7 @@ rule ensemble_size_figure:
         RUN / "benchmarks/ensemble_size_figure/{method}/{dataset}.tsv"
     wildcard_constraints:
         method=one_of(SIZED),
+    localrule: True
     conda:
         "../envs/conda-cpu.yaml"
     params:

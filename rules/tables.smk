@@ -13,6 +13,7 @@ rule table2:
         RUN / "logs/table2.log",
     benchmark:
         RUN / "benchmarks/table2.tsv"
+    localrule: True
     conda:
         "../envs/conda-cpu.yaml"
     params:

@@ -68,6 +68,13 @@ class GeneratorConfig(Model):
     options: BaseModel
 
 
+class ExpectedSize(Model):
+    """How large a data set is, as published."""
+
+    structures: int = Field(ge=1, description="Structures in it.")
+    atoms: int = Field(ge=1, description="Atoms of all structures together.")
+
+
 class DatasetConfig(Model):
     """A data set: where its raw file comes from and how it is read and split."""
 
@@ -79,6 +86,11 @@ class DatasetConfig(Model):
         default=(),
         description="Data sets whose tasks are evaluated on all of this one, as one more split;"
         " nothing is trained on it.",
+    )
+    expected: ExpectedSize | None = Field(
+        default=None,
+        description="Its size, for what jobs ask a cluster for; nothing else depends on it. null: 20,000 structures"
+        " of 15 atoms.",
     )
 
     @model_validator(mode="after")
@@ -109,6 +121,11 @@ class DatasetConfig(Model):
             for key, value in self.options.model_dump(mode="json").items()
             if not (isinstance(extra := fields[key].json_schema_extra, dict) and extra.get("task_only"))
         }
+
+    @property
+    def size(self) -> ExpectedSize:
+        """The expected size, or that of a few thousand small molecules."""
+        return self.expected or ExpectedSize(structures=20_000, atoms=300_000)
 
     @property
     def identity(self) -> str:
@@ -212,17 +229,43 @@ class MethodConfig(Model):
         return self
 
 
+Count = Annotated[int, Field(ge=1)]
+Shards = Count | dict[str, Count]
+
+
 class FeaturesConfig(Model):
-    """How the atom features are computed and cached; none of it changes their values."""
+    """How the atom features are computed and cached; of this only `precision` changes their values."""
 
     max_atoms_per_batch: int = Field(default=2048, ge=1, description="Atoms in one forward pass, at most.")
-    atoms_per_shard: int = Field(default=200_000, ge=1, description="Atoms in one Parquet shard, at most.")
+    max_edges_per_batch: int = Field(
+        default=1_000_000, ge=1, description="Edges in one forward pass, at most: batches that have more are halved."
+    )
+    shards: dict[Name, Shards] = Field(
+        default={},
+        description="By data set, how many shards each of its parts is cut into, balanced by atoms, each made by a job"
+        " of its own: one number for all parts, or numbers by part. 1 where nothing is said.",
+    )
+    statistics_by_shard: bool = Field(
+        default=False,
+        description="Make the statistics that a BLL fit needs of its training data by a job a shard, where its features"
+        " are known before it (projection pretrained, or starts_from); otherwise the fit makes them, in its threads.",
+    )
+    atoms_per_file: int = Field(default=200_000, ge=1, description="Atoms in one Parquet file of a shard, at most.")
+    precision: Literal["float32", "float16"] = Field(
+        default="float32",
+        description="Of the features as stored; `float16` halves the cache and changes the metrics: docs/scale.md.",
+    )
     workers: int = Field(
         default=1, ge=0, description="Processes that build graphs beside the model; 0: in the job itself."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the model runs; `auto` takes a GPU when there is one."
     )
+
+    def shards_of(self, dataset: str, part: str) -> int:
+        """Return the number of shards of a part."""
+        shards = self.shards.get(dataset, 1)
+        return shards if isinstance(shards, int) else shards.get(part, 1)
 
 
 class SurfaceConfig(Model):
@@ -272,6 +315,11 @@ class Configuration(Model):
         default="results", min_length=1, description="Folder of results and caches, shared by all runs."
     )
     seeds: Seeds = Field(default=(0,), description="Seeds of the fits, or these by data set.")
+    device: Literal["cpu", "cuda"] | None = Field(
+        default=None,
+        description="Where backbones run and methods are trained, for every entry that has a `device` and does not"
+        " give one. On cuda such a job asks a cluster for a GPU, and stops where it finds none. null: their defaults.",
+    )
     datasets: dict[Name, Dataset] = Field(default={}, description="The data sets, by name.")
     backbone: Backbone | None = Field(default=None, description="The pretrained model.")
     features: FeaturesConfig = Field(default=FeaturesConfig(), description="The feature cache.")
@@ -289,6 +337,15 @@ class Configuration(Model):
     train_backbone: SmallOrbTraining | None = Field(
         default=None, description="Train `forceuq-small`; only for config/backbone-small.yaml."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _device_of_entries(cls, values: Any) -> Any:
+        """Give ``device`` to the feature cache and to every method that has one and does not say."""
+        device = values.get("device") if isinstance(values, dict) else None
+        if device is None:
+            return values
+        return with_device(values, device)
 
     @field_validator("datasets", "methods", mode="before")
     @classmethod
@@ -329,6 +386,12 @@ class Configuration(Model):
             if not getattr(self, key):
                 raise ValueError(f"'{key}' is missing: a benchmark needs data sets, a backbone and methods")
         check_methods(self)
+        for name, shards in self.features.shards.items():
+            known("features.shards", name, self.datasets)
+            dataset = self.datasets[name]
+            parts = dict.fromkeys(sources.load_source(dataset.kind).parts(dataset.options))
+            for part in shards if isinstance(shards, dict) else ():
+                known(f"features.shards.{name}", part, parts)
         shown = {name: method for name, method in self.methods.items() if method.evaluate and method.in_tables}
         if not shown:
             raise ValueError("'methods' has nothing to show in the tables")
@@ -359,6 +422,24 @@ class Configuration(Model):
         if entry.combines is None or (entry.datasets is not None and dataset not in entry.datasets):
             return ()
         return for_dataset(entry.combines.members, dataset) or ()
+
+
+def with_device(values: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return a configuration's plain values in which every entry that has a ``device`` has one."""
+    filled = {**values, "features": {"device": device, **(values.get("features") or {})}}
+    entries = values.get("methods")
+    if isinstance(entries, dict):
+        filled["methods"] = {name: _method_with_device(entry, device) for name, entry in entries.items()}
+    return filled
+
+
+def _method_with_device(entry: Any, device: str) -> Any:
+    # Anything that is not an entry is left for the models to refuse.
+    if not isinstance(entry, dict) or entry.get("kind") not in methods.kinds():
+        return entry
+    if "device" not in methods.load_method(entry["kind"]).Options.model_fields:
+        return entry
+    return {**entry, "options": {"device": device, **(entry.get("options") or {})}}
 
 
 def smaller_ensemble(name: str, size: int) -> str:
