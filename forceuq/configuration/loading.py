@@ -9,8 +9,6 @@ from forceuq.configuration.benchmark import nearest
 from forceuq.configuration.models import Configuration
 from forceuq.errors import ConfigurationError
 
-__all__ = ["load_configuration", "nearest"]
-
 
 def load_configuration(values: Mapping[str, Any]) -> Configuration:
     """Check nested plain values (from YAML) and return the configuration.
