@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,10 @@ print(next(line.split()[1] for line in status.splitlines() if line.startswith("V
 """
 MPTRJ = """
 from forceuq.data.sources.mptrj import Options, convert
+convert(Path(sys.argv[1]), Path(sys.argv[2]), Options())
+"""
+TM23 = """
+from forceuq.data.sources.tm23 import Options, convert
 convert(Path(sys.argv[1]), Path(sys.argv[2]), Options())
 """
 STATISTICS = """
@@ -64,6 +69,25 @@ def test_mptrj_is_streamed(tmp_path):
     size = (tmp_path / "raw.json").stat().st_size / 2**20
     # Holding even the text of the additional frames would take two thirds of the file.
     assert peaks[1] - peaks[0] < size / 3, f"{peaks} MiB for a file of {size:.0f} MiB"
+
+
+def write_tm23(path: Path, frames: int) -> int:
+    """Write one metal's files, all frames in one of them; return their size in bytes, unpacked."""
+    atoms = "".join(f"Cu {i}.00000000 0.50000000 0.00000000 0.10000000 0.00000000 -0.20000000\n" for i in range(40))
+    lattice = 'Lattice="40 0 0 0 5 0 0 0 6" Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.0 pbc="T T T"'
+    text = f"40\n{lattice}\n{atoms}"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in (f"Cu_{t}_nequip_{part}.xyz" for t in ("cold", "warm", "melt") for part in ("train", "test")):
+            archive.writestr(f"folder/{name}", text * (frames if name == "Cu_warm_nequip_train.xyz" else 1))
+    return len(text) * frames
+
+
+def test_archives_of_extended_xyz_are_streamed(tmp_path):
+    peaks = []
+    for frames in (2500, 9000):
+        size = write_tm23(tmp_path / "raw.zip", frames) / 2**20
+        peaks.append(peak_mib(TM23, tmp_path / "raw.zip", tmp_path / "structures.parquet"))
+    assert peaks[1] - peaks[0] < size / 3, f"{peaks} MiB for a member of {size:.0f} MiB"
 
 
 def write_cache(directory: Path, atoms: int) -> float:
