@@ -33,6 +33,14 @@ from forceuq.features.cache import FeatureReader
 total = accumulate(((b.features, b.force) for b in FeatureReader([Path(sys.argv[1])]).blocks()), 128, 3)
 assert total.n == int(sys.argv[2])
 """
+# Shuffled batches out of a pool that holds a tenth of the smaller cache.
+BATCHES = """
+from forceuq.bll.batches import Batches, Standardisation
+from forceuq.features.cache import FeatureReader
+reader = FeatureReader([Path(sys.argv[1])])
+batches = Batches(reader, Standardisation.of(reader), 64, 3 * 2**20)
+assert sum(len(batch.y) for batch in batches.epoch(0, 1)) == int(sys.argv[2])
+"""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 
@@ -102,9 +110,16 @@ def write_cache(directory: Path, atoms: int) -> float:
     return sum(path.stat().st_size for path in directory.iterdir()) / 2**20
 
 
-def test_statistics_are_streamed(tmp_path):
-    peaks = []
-    for atoms in (60_000, 400_000):
-        size = write_cache(tmp_path / str(atoms), atoms)
-        peaks.append(peak_mib(STATISTICS, tmp_path / str(atoms), atoms))
-    assert peaks[1] - peaks[0] < size / 3, f"{peaks} MiB for a cache of {size:.0f} MiB"
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    """Caches of two sizes, and by how many MiB they differ."""
+    folder = tmp_path_factory.mktemp("caches")
+    sizes = {atoms: write_cache(folder / str(atoms), atoms) for atoms in (60_000, 400_000)}
+    return [(folder / str(atoms), atoms) for atoms in sizes], sizes[400_000] - sizes[60_000]
+
+
+@pytest.mark.parametrize("work", [STATISTICS, BATCHES], ids=["statistics", "batches"])
+def test_features_are_streamed(caches, work):
+    given, difference = caches
+    peaks = [peak_mib(work, *arguments) for arguments in given]
+    assert peaks[1] - peaks[0] < difference / 4, f"{peaks} MiB for caches that differ by {difference:.0f} MiB"
