@@ -18,9 +18,12 @@ rule fit:
         method=one_of(FITTED),
     conda:
         "../envs/conda-cpu.yaml"
+    threads: threads_of_fit
+    resources:
+        devices=devices_of,
     params:
         kind=lambda w: CONFIG.methods[w.method].kind,
-        options=lambda w: CONFIG.methods[w.method].options.model_dump(mode="json"),
+        options=options_of_fit,
         checkpoints=str(RUN / "checkpoints" / FIT),
         train_parts=lambda w: part_places(w, task_of(w).train),
         validation_parts=lambda w: part_places(w, task_of(w).validation),

@@ -13,6 +13,7 @@ def main(job) -> None:
     checkpoints = Path(job.params.checkpoints)
     start = job.input.get("start")
     backbone = job.params.backbone
+    devices = {"devices": job.resources.devices} if job.resources.devices > 1 else {}
     with logged(job.log[0]), measured(Path(job.output.fit), job.threads):
         fitted = method.fit(
             TrainingData(
@@ -23,7 +24,7 @@ def main(job) -> None:
                 validation_structures=structure_parts(job.params.validation_parts),
                 backbone=BackboneSource(weights=Path(job.input.weights), **backbone) if backbone else None,
             ),
-            method.Options(**job.params.options),
+            method.Options(**job.params.options, **devices),
             seed=int(job.wildcards.seed),
             checkpoints=checkpoints,
             starts_from=Path(str(start)) if start else None,
