@@ -22,14 +22,6 @@ def devices_of(wildcards):
     return getattr(CONFIG.methods[wildcards.method].options, "devices", 1)
 
 
-def threads_of_fit(wildcards):
-    """A core for each of them on the CPU."""
-    on_gpu = (
-        getattr(CONFIG.methods[wildcards.method].options, "device", "cpu") == "cuda"
-    )
-    return 1 if on_gpu else devices_of(wildcards)
-
-
 def start_of(wildcards):
     """The fit that this one starts from, if its method names one."""
     start = CONFIG.methods[wildcards.method].starts_from
@@ -98,5 +90,7 @@ def predictions_of_members(wildcards):
     fixed = {"method": combination.method, "dataset": wildcards.dataset}
     return [
         RUN / "predictions" / FIT.format(task=wildcards.task, seed=seed, **fixed)
-        for seed in combination.members[int(wildcards.seed)]
+        for seed in CONFIG.members_of(wildcards.method, wildcards.dataset)[
+            int(wildcards.seed)
+        ]
     ]

@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
-from forceuq.logs import logged
 from forceuq.measurement import measured
 from forceuq.methods import BackboneSource, TrainingData, load_method, structure_parts
+from forceuq.provenance.jobs import recorded
+from forceuq.scratch import near
 
 
 def main(job) -> None:
@@ -14,15 +15,21 @@ def main(job) -> None:
     start = job.input.get("start")
     backbone = job.params.backbone
     devices = {"devices": job.resources.devices} if job.resources.devices > 1 else {}
-    with logged(job.log[0]), measured(Path(job.output.fit), job.threads):
+    statistics = job.input.get("statistics", [])
+    with (
+        recorded(job),
+        measured(Path(job.output.fit), job.threads),
+        near(tuple(map(Path, job.input.train)), read_again=bool(job.resources.rereads)) as train,
+    ):
         fitted = method.fit(
             TrainingData(
-                train=tuple(map(Path, job.input.train)),
+                train=train,
                 validation=tuple(map(Path, job.input.validation)),
                 head=Path(job.input.head),
                 train_structures=structure_parts(job.params.train_parts),
                 validation_structures=structure_parts(job.params.validation_parts),
                 backbone=BackboneSource(weights=Path(job.input.weights), **backbone) if backbone else None,
+                statistics=tuple(map(Path, [statistics] if isinstance(statistics, str) else statistics)),
             ),
             method.Options(**job.params.options, **devices),
             seed=int(job.wildcards.seed),
