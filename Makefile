@@ -3,16 +3,17 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v) 2>/dev/null)) python3)
 VENV ?= .venv
 CONFIG ?=
+PROFILE ?=
 version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 lock := envs/lock-py$(version).txt
 bin := $(VENV)/bin
-snakemake := $(bin)/snakemake $(if $(CONFIG),--configfile $(CONFIG))
+snakemake := $(bin)/snakemake $(if $(PROFILE),--profile $(PROFILE)) $(if $(CONFIG),--configfile $(CONFIG))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint format schema envs clean
+.PHONY: help setup demo run why slurm-check slurm-table test lint format schema envs clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(VENV)/.ready: $(lock) pyproject.toml
 	@test -f $(lock) || { echo "There is no lock for Python '$(version)'; those there are: $$(ls envs/lock-py*.txt). Choose one with 'make PYTHON=python3.11 ...'."; exit 1; }
@@ -35,6 +36,15 @@ demo: setup ## run the demo: no downloads, eight minutes on two cores
 run: setup ## run a configuration: make run CONFIG="config/rmd17.yaml config/overlays/forceuq-small.yaml"
 	@$(bin)/python workflow_scripts/unlock_stale.py $(if $(CONFIG),--configfile $(CONFIG))
 	@$(snakemake)
+
+why: setup ## say what would run, and why: make why CONFIG=...
+	@$(bin)/python -m rerun_reasons $(if $(CONFIG),--configfile $(CONFIG))
+
+slurm-check: setup ## ask the cluster about itself: write slurm/site.yaml, or check the one there is
+	@$(bin)/python workflow_scripts/slurm_check.py
+
+slurm-table: setup ## write docs/slurm-resources.md: what every rule asks for
+	@$(bin)/python docs/slurm_resources.py
 
 test: setup ## run the test suite
 	@$(bin)/python -m pytest

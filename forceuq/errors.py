@@ -39,3 +39,7 @@ class DownloadError(ForceUQError):
 
 class FitError(ForceUQError):
     """A fit that failed: a non-finite loss, an evidence that cannot be evaluated, no training atoms."""
+
+
+class ClusterError(ForceUQError):
+    """A scheduler that does not answer, or whose queue stands against what is to be done."""

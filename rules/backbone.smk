@@ -30,6 +30,7 @@ if CONFIG.backbone is not None:
             CACHE / "logs/export_head" / f"{BACKBONE}.log",
         benchmark:
             CACHE / "benchmarks/export_head" / f"{BACKBONE}.tsv"
+        localrule: True
         conda:
             "../envs/conda-cpu.yaml"
         params:
@@ -54,6 +55,9 @@ if CONFIG.train_backbone is not None:
         conda:
             "../envs/conda-cpu.yaml"
         threads: 2
+        resources:
+            mem_mb=lambda wildcards, attempt: 4000 * attempt,
+            runtime=lambda wildcards, attempt: 120 * attempt,
         params:
             options=CONFIG.train_backbone.model_dump(mode="json"),
             code=code("generate_training_frames.py"),
@@ -75,6 +79,9 @@ if CONFIG.train_backbone is not None:
         conda:
             "../envs/conda-cpu.yaml"
         threads: 2
+        resources:
+            mem_mb=lambda wildcards, attempt: 4000 * attempt,
+            runtime=lambda wildcards, attempt: 240 * attempt,
         params:
             options=CONFIG.train_backbone.model_dump(mode="json"),
             checkpoints=str(RUN / "checkpoints/forceuq-small"),

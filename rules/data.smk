@@ -34,6 +34,9 @@ rule generate:
         dataset=datasets_with("generate"),
     conda:
         "../envs/conda-cpu.yaml"
+    threads: cores(to_generate)
+    resources:
+        **asked(to_generate),
     params:
         generator=lambda w: DATASETS[w.dataset].origin["generate"],
         code=lambda w: code(
@@ -58,7 +61,9 @@ rule read_structures:
         CACHE / "benchmarks/read_structures/{dataset}.tsv"
     conda:
         "../envs/conda-cpu.yaml"
-    threads: lambda w: max_threads(DATASETS[w.dataset].kind)
+    threads: cores(to_read)
+    resources:
+        **asked(to_read),
     params:
         kind=lambda w: DATASETS[w.dataset].kind,
         options=lambda w: DATASETS[w.dataset].content_options,
@@ -82,6 +87,9 @@ rule split:
         CACHE / "benchmarks/split/{dataset}.tsv"
     conda:
         "../envs/conda-cpu.yaml"
+    threads: cores(to_split)
+    resources:
+        **asked(to_split),
     params:
         kind=lambda w: DATASETS[w.dataset].kind,
         options=lambda w: DATASETS[w.dataset].content_options,

@@ -10,8 +10,13 @@ rule calibrate:
         RUN / "logs/calibrate" / f"{FIT}.log",
     benchmark:
         RUN / "benchmarks/calibrate" / f"{FIT}.tsv"
+    group:
+        "evaluate"
     conda:
         "../envs/conda-cpu.yaml"
+    threads: cores(to_calibrate)
+    resources:
+        **asked(to_calibrate),
     params:
         kinds=list(CONFIG.calibrations),
         code=code("calibrate.py"),
@@ -32,8 +37,13 @@ rule metrics:
         RUN / "logs/metrics" / f"{FIT}.log",
     benchmark:
         RUN / "benchmarks/metrics" / f"{FIT}.tsv"
+    group:
+        "evaluate"
     conda:
         "../envs/conda-cpu.yaml"
+    threads: cores(to_measure)
+    resources:
+        **asked(to_measure),
     params:
         splits=lambda w: ["validation", *task_of(w).evaluate],
         code=code("metrics.py"),
@@ -79,6 +89,9 @@ rule compare:
         RUN / "benchmarks/compare/{dataset}.tsv"
     conda:
         "../envs/conda-cpu.yaml"
+    threads: cores(to_compare)
+    resources:
+        **asked(to_compare),
     params:
         fits=lambda w: of_dataset(w.dataset, FIT),
         splits=lambda w: [

@@ -15,6 +15,9 @@ if CONFIG.backbone is not None:
             CACHE / "benchmarks/features" / BACKBONE / "{dataset}/{part}.tsv"
         conda:
             "../envs/conda-cpu.yaml"
+        threads: cores(to_cache)
+        resources:
+            **asked(to_cache),
         params:
             kind=CONFIG.backbone.kind,
             options=CONFIG.backbone.options.model_dump(mode="json"),

@@ -20,6 +20,9 @@ rule surface_figure:
         RUN / "benchmarks/surface_figure/{dataset}/{task}.tsv"
     conda:
         "../envs/conda-cpu.yaml"
+    threads: cores(to_draw_surface)
+    resources:
+        **asked(to_draw_surface),
     params:
         grid=(
             CONFIG.figures.surface.model_dump(mode="json", exclude={"methods"})
@@ -50,6 +53,7 @@ rule recalibration_figure:
         RUN / "logs/recalibration_figure.log",
     benchmark:
         RUN / "benchmarks/recalibration_figure.tsv"
+    localrule: True
     conda:
         "../envs/conda-cpu.yaml"
     params:
@@ -58,6 +62,7 @@ rule recalibration_figure:
         after=CONFIG.calibrations[-1],
         splits=split_labels(with_dataset=False),
         datasets=DATASET_LABELS,
+        fitted_to={method: fitted_to(method) for method in RECALIBRATED},
         code=code("recalibration_figure.py"),
     message:
         "Drawing the metrics before and after recalibration"
@@ -76,10 +81,11 @@ rule shift_figure:
         RUN / "logs/shift_figure.log",
     benchmark:
         RUN / "benchmarks/shift_figure.tsv"
+    localrule: True
     conda:
         "../envs/conda-cpu.yaml"
     params:
-        splits=split_labels(with_dataset=False),
+        splits=split_labels(with_dataset=False, joined=False),
         methods=METHOD_LABELS,
         datasets=DATASET_LABELS,
         calibration=CONFIG.calibrations[-1],
@@ -106,6 +112,7 @@ rule ensemble_size_figure:
         RUN / "benchmarks/ensemble_size_figure/{method}/{dataset}.tsv"
     wildcard_constraints:
         method=one_of(SIZED),
+    localrule: True
     conda:
         "../envs/conda-cpu.yaml"
     params:
@@ -122,3 +129,38 @@ rule ensemble_size_figure:
         "Drawing the metrics of {wildcards.method} over its size, {wildcards.dataset}"
     script:
         "../workflow_scripts/ensemble_size_figure.py"
+
+
+rule strata:
+    input:
+        structures=lambda w: CACHE
+        / "datasets"
+        / DATASET_FOLDER[w.dataset]
+        / "structures.parquet",
+        splits=lambda w: CACHE
+        / "datasets"
+        / DATASET_FOLDER[w.dataset]
+        / "splits.parquet",
+    output:
+        csv=RUN / "tables/strata/{dataset}.csv",
+        markdown=report(RUN / "tables/strata/{dataset}.md", category="Tables"),
+        png=report(RUN / "figures/strata/{dataset}.png", category="Figures"),
+        pdf=RUN / "figures/strata/{dataset}.pdf",
+        histogram=RUN / "figures/strata/{dataset}.csv",
+    log:
+        RUN / "logs/strata/{dataset}.log",
+    benchmark:
+        RUN / "benchmarks/strata/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=one_of(STRATA),
+    conda:
+        "../envs/conda-cpu.yaml"
+    params:
+        boundaries=lambda w: list(STRATA[w.dataset]),
+        parts=lambda w: parts_of(w.dataset),
+        title=lambda w: CONFIG.datasets[w.dataset].label,
+        code=code("strata.py"),
+    message:
+        "Counting the strata of {wildcards.dataset}"
+    script:
+        "../workflow_scripts/strata.py"

@@ -18,6 +18,13 @@ rule fit:
         method=one_of(FITTED),
     conda:
         "../envs/conda-cpu.yaml"
+    threads: cores(to_fit)
+    resources:
+        **asked(to_fit),
+        # Whether the caches are read every epoch; a resource, since no result depends on it.
+        rereads=lambda w: int(
+            effort_of(w.method).epochs > 2 and speed_if_run(w.method) is None
+        ),
     params:
         kind=lambda w: CONFIG.methods[w.method].kind,
         options=lambda w: CONFIG.methods[w.method].options.model_dump(mode="json"),
@@ -49,6 +56,9 @@ rule predict:
         method=one_of(FITTED),
     conda:
         "../envs/conda-cpu.yaml"
+    threads: cores(to_predict)
+    resources:
+        **asked(to_predict),
     params:
         kind=lambda w: CONFIG.methods[w.method].kind,
         splits=lambda w: {
@@ -75,6 +85,9 @@ rule combine:
         method=one_of(COMBINED),
     conda:
         "../envs/conda-cpu.yaml"
+    threads: cores(to_combine)
+    resources:
+        **asked(to_combine),
     params:
         kind=lambda w: CONFIG.methods[w.method].kind,
         options=lambda w: CONFIG.methods[w.method].options.model_dump(mode="json"),

@@ -1,10 +1,10 @@
 """Where everything lies (caches shared by identity, the folder of this run), and what each job is given."""
 
-from forceuq.data.sources import load_source, max_threads
-
 RESULTS = Path(CONFIG.results)
 CACHE = RESULTS / "cache"
 RUN = RESULTS / CONFIG.run
+# What was found out about the code, and what its digests are made of.
+CODE_STORE = CACHE / "code"
 
 # Folder name in the cache -> data set. The digest in it makes runs with other options use other folders.
 DATASETS = {
@@ -18,10 +18,14 @@ BACKBONE = (
 )
 
 # (data set, task name) -> task.
-TASKS = {
-    (name, task.name): task
+TASKS = CONFIG.tasks
+# The data sets that something is fitted to.
+TRAINED = list(dict.fromkeys(dataset for dataset, _ in TASKS))
+# Data sets in strata of energy above the relaxed structure -> their boundaries.
+STRATA = {
+    name: dataset.options.strata
     for name, dataset in CONFIG.datasets.items()
-    for task in load_source(dataset.kind).tasks(name, dataset.options)
+    if hasattr(dataset.options, "strata")
 }
 # Methods that are fitted, those that combine fits of others, and those of either that have metrics, or rows in
 # the tables too.
@@ -68,7 +72,7 @@ def of_all(methods, pattern):
         str(pattern).format(method=method, dataset=dataset, task=task, seed=seed)
         for method in methods
         for dataset, task in TASKS
-        for seed in CONFIG.seeds_of(method)
+        for seed in CONFIG.seeds_of(method, dataset)
     ]
 
 
@@ -78,16 +82,24 @@ def of_dataset(dataset, pattern):
         str(pattern).format(method=method, dataset=dataset, task=task, seed=seed)
         for method in TABLED
         for name, task in TASKS
-        for seed in CONFIG.seeds_of(method)
         if name == dataset
+        for seed in CONFIG.seeds_of(method, dataset)
     ]
+
+
+def fitted_to(method):
+    """The data sets that a method is fitted to."""
+    return [name for name in TRAINED if CONFIG.seeds_of(method, name)]
 
 
 @cache
 def code(script, *modules, data=()):
-    """The digest of the library code that a script reaches: the job runs again when it changes."""
+    """The digest of the code that a script reaches, and of its packages: the job runs again when it changes."""
     return code_fingerprint(
-        Path(workflow.basedir, "workflow_scripts", script), modules, data
+        Path(workflow.basedir, "workflow_scripts", script),
+        modules,
+        data,
+        store=CODE_STORE,
     )
 
 
@@ -102,16 +114,25 @@ def datasets_with(origin):
 
 
 METHOD_LABELS = {name: CONFIG.methods[name].label for name in TABLED}
-DATASET_LABELS = {name: dataset.label for name, dataset in CONFIG.datasets.items()}
+DATASET_LABELS = {name: CONFIG.datasets[name].label for name in TRAINED}
+# Method -> the data sets that it is fitted to, of those in the tables.
+FITTED_TO = {name: fitted_to(name) for name in TABLED}
 
 
-def split_labels(with_dataset):
-    """(data set, split, label) of everything evaluated, in the order of the configuration."""
+def split_labels(with_dataset, joined=True):
+    """(data set, split, label) of everything evaluated, in the order of the configuration.
+
+    ``joined`` splits are whole data sets that a task is evaluated on besides its own.
+    """
     names = {"id": "ID", "ood": "OOD"}
     labels = {}
     for (dataset, _), task in TASKS.items():
-        for split in task.evaluate:
+        for split, (first, *_) in task.evaluate.items():
             label = names.get(split, split.capitalize())
+            if first.dataset != dataset:
+                if not joined:
+                    continue
+                label = CONFIG.datasets[split].label
             labels[dataset, split] = (
                 f"{DATASET_LABELS[dataset]} {label}" if with_dataset else label
             )
@@ -126,8 +147,10 @@ else:
         RUN / "tables/table1.csv",
         RUN / "tables/table2.csv",
         RUN / "tables/costs.csv",
+        RUN / "tables/sources.csv",
         RUN / "figures/shift/shift.png",
     ]
+    TARGETS += [RUN / f"figures/strata/{name}.png" for name in STRATA]
     TARGETS += [
         RUN / f"figures/recalibration/{method}.png"
         for method in CONFIG.figures.recalibration_methods or TABLED
@@ -135,7 +158,7 @@ else:
     TARGETS += [
         RUN / f"figures/ensemble_size/{method}/{dataset}/ensemble_size.png"
         for method in SIZED
-        for dataset in CONFIG.datasets
+        for dataset in fitted_to(method)
     ]
     if CONFIG.figures.surface is not None:
         TARGETS += [

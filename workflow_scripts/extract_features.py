@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from forceuq.features.extract import extract_features
-from forceuq.logs import logged
 from forceuq.measurement import measured
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
     output = Path(job.output.features)
-    with logged(job.log[0]), measured(output, job.threads) as cost:
+    execution = job.params.execution
+    with recorded(job), measured(output, job.threads) as cost:
         cost.atoms, cost.work_seconds = extract_features(
             structures=Path(job.input.structures),
             splits=Path(job.input.splits),
@@ -18,7 +19,8 @@ def main(job) -> None:
             kind=job.params.kind,
             options=job.params.options,
             output=output,
-            **job.params.execution,
+            # Those that the job has a core for; the model has one of its own.
+            **{**execution, "workers": min(execution["workers"], max(1, job.threads - 1))},
         )
 
 

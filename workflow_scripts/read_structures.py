@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from forceuq.data.sources import convert
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
-    with logged(job.log[0]):
+    with recorded(job):
         convert(
             job.params.kind, Path(job.input.raw), Path(job.output.structures), job.params.options, threads=job.threads
         )

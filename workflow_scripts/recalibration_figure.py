@@ -3,17 +3,18 @@
 from pathlib import Path
 
 from forceuq.figures.recalibration import recalibration_figures
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
-    with logged(job.log[0]):
+    with recorded(job):
         recalibration_figures(
             Path(job.input.metrics),
             dict(zip(job.params.methods, map(Path, job.output.png), strict=True)),
             job.params.methods,
             job.params.splits,
             job.params.datasets,
+            fitted_to=job.params.fitted_to,
             before=job.params.before,
             after=job.params.after,
         )

@@ -2,17 +2,18 @@
 
 from pathlib import Path
 
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 from forceuq.tables import table2
 
 
 def main(job) -> None:
-    with logged(job.log[0]):
+    with recorded(job):
         table2(
             Path(job.input.metrics),
             Path(job.output.csv),
             job.params.splits,
             job.params.methods,
+            fitted_to=job.params.fitted_to,
             comparisons=dict(zip(job.params.compared, map(Path, job.input.comparisons), strict=True)),
             paper=job.params.paper,
         )

@@ -7,6 +7,7 @@ nothing here changes.
 
 import hashlib
 import json
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 from forceuq import backbones, methods
 from forceuq.backbones.small.options import Options as SmallOrbTraining
 from forceuq.calibration_kinds import CALIBRATION_KINDS, CalibrationKind
+from forceuq.configuration.benchmark import Members, Seeds, all_forms, check_methods, for_dataset, joined_tasks, known
 from forceuq.data import generators, sources
 from forceuq.data.download import Source
+from forceuq.data.splits import Task
 
 # Names become folder names; anything else would need quoting in a shell.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -65,6 +68,13 @@ class GeneratorConfig(Model):
     options: BaseModel
 
 
+class ExpectedSize(Model):
+    """How large a data set is, as published."""
+
+    structures: int = Field(ge=1, description="Structures in it.")
+    atoms: int = Field(ge=1, description="Atoms of all structures together.")
+
+
 class DatasetConfig(Model):
     """A data set: where its raw file comes from and how it is read and split."""
 
@@ -72,6 +82,16 @@ class DatasetConfig(Model):
     options: BaseModel
     label: str = Field(description="Name in tables and figures.")
     download: Source | None = Field(default=None, description="Published raw file.")
+    evaluate_with: tuple[Name, ...] = Field(
+        default=(),
+        description="Data sets whose tasks are evaluated on all of this one, as one more split;"
+        " nothing is trained on it.",
+    )
+    expected: ExpectedSize | None = Field(
+        default=None,
+        description="Its size, for what jobs ask a cluster for; nothing else depends on it. null: 20,000 structures"
+        " of 15 atoms.",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> "DatasetConfig":
@@ -103,6 +123,11 @@ class DatasetConfig(Model):
         }
 
     @property
+    def size(self) -> ExpectedSize:
+        """The expected size, or that of a few thousand small molecules."""
+        return self.expected or ExpectedSize(structures=20_000, atoms=300_000)
+
+    @property
     def identity(self) -> str:
         """Digest of what the cached structures and parts depend on."""
         return identity([self.kind, self.origin, self.content_options])
@@ -126,8 +151,8 @@ class CombinationConfig(Model):
     """Which fits of another method are combined."""
 
     method: Name = Field(description="Entry of `methods` whose predictions are combined.")
-    members: tuple[tuple[int, ...], ...] = Field(
-        min_length=1, description="The seeds of each ensemble; the first ensemble counts as seed 0, and so on."
+    members: Members = Field(
+        description="The seeds of each ensemble, or these by data set; the first ensemble counts as seed 0, and so on."
     )
     sizes: tuple[int, ...] = Field(
         default=(),
@@ -137,21 +162,32 @@ class CombinationConfig(Model):
 
     @field_validator("members")
     @classmethod
-    def _at_least_two(cls, value: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-        for seeds in value:
+    def _at_least_two(cls, value: Members) -> Members:
+        for seeds in (seeds for ensembles in all_forms(value) for seeds in ensembles):
             if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
                 raise ValueError(f"{list(seeds)} is not an ensemble: at least two different seeds are needed")
         return value
 
     @model_validator(mode="after")
     def _smaller(self) -> "CombinationConfig":
-        whole = len(self.members[0])
-        if self.sizes and any(len(seeds) != whole for seeds in self.members):
+        lengths = {len(seeds) for ensembles in all_forms(self.members) for seeds in ensembles}
+        whole = min(lengths)
+        if self.sizes and len(lengths) > 1:
             raise ValueError("'sizes' compares ensembles of one size: give all 'members' the same number of seeds")
         wrong = [size for size in self.sizes if not 2 <= size < whole]
         if wrong or len(set(self.sizes)) != len(self.sizes):
             raise ValueError(f"sizes {list(self.sizes)}: each once, from 2 to {whole - 1}, below that of 'members'")
         return self
+
+    def smaller(self, size: int) -> "CombinationConfig":
+        """Return the combination of each ensemble's first ``size`` members."""
+
+        def first(ensembles: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+            return tuple(seeds[:size] for seeds in ensembles)
+
+        members = self.members
+        cut = {name: first(own) for name, own in members.items()} if isinstance(members, dict) else first(members)
+        return CombinationConfig(method=self.method, members=cut)
 
 
 class MethodConfig(Model):
@@ -164,8 +200,11 @@ class MethodConfig(Model):
         default=None,
         description="Another entry of `methods` whose fit (same task, same seed) this one starts from.",
     )
-    seeds: tuple[int, ...] | None = Field(
-        default=None, description="Seeds of this method, where they differ from the run's."
+    seeds: Seeds | None = Field(
+        default=None, description="Seeds of this method, or these by data set, where they differ from the run's."
+    )
+    datasets: tuple[Name, ...] | None = Field(
+        default=None, min_length=1, description="The data sets that it is fitted to; null: all that are trained on."
     )
     combines: CombinationConfig | None = Field(
         default=None, description="For kinds that combine fits of another entry: which."
@@ -249,7 +288,12 @@ class Configuration(Model):
     results: str = Field(
         default="results", min_length=1, description="Folder of results and caches, shared by all runs."
     )
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Seeds of the fits.")
+    seeds: Seeds = Field(default=(0,), description="Seeds of the fits, or these by data set.")
+    device: Literal["cpu", "cuda"] | None = Field(
+        default=None,
+        description="Where backbones run and methods are trained, for every entry that has a `device` and does not"
+        " give one. On cuda such a job asks a cluster for a GPU, and stops where it finds none. null: their defaults.",
+    )
     datasets: dict[Name, Dataset] = Field(default={}, description="The data sets, by name.")
     backbone: Backbone | None = Field(default=None, description="The pretrained model.")
     features: FeaturesConfig = Field(default=FeaturesConfig(), description="The feature cache.")
@@ -268,6 +312,15 @@ class Configuration(Model):
         default=None, description="Train `forceuq-small`; only for config/backbone-small.yaml."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _device_of_entries(cls, values: Any) -> Any:
+        """Give ``device`` to the feature cache and to every method that has one and does not say."""
+        device = values.get("device") if isinstance(values, dict) else None
+        if device is None:
+            return values
+        return with_device(values, device)
+
     @field_validator("datasets", "methods", mode="before")
     @classmethod
     def _null_takes_away(cls, value: Any) -> Any:
@@ -283,8 +336,7 @@ class Configuration(Model):
             if (combination := method.combines) is None:
                 continue
             for size in combination.sizes:
-                members = tuple(seeds[:size] for seeds in combination.members)
-                smaller = CombinationConfig(method=combination.method, members=members)
+                smaller = combination.smaller(size)
                 label = f"{method.label}, {size} members"
                 entry = method.model_copy(update={"combines": smaller, "label": label, "in_tables": False})
                 if value.get(key := smaller_ensemble(name, size), entry) != entry:
@@ -294,9 +346,10 @@ class Configuration(Model):
 
     @field_validator("seeds", "calibrations")
     @classmethod
-    def _no_duplicates(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError(f"{list(value)} names something twice")
+    def _no_duplicates(cls, value: Any) -> Any:
+        for entries in all_forms(value):
+            if len(set(entries)) != len(entries):
+                raise ValueError(f"{list(entries)} names something twice")
         return value
 
     @model_validator(mode="after")
@@ -306,57 +359,57 @@ class Configuration(Model):
         for key in ("datasets", "backbone", "methods"):
             if not getattr(self, key):
                 raise ValueError(f"'{key}' is missing: a benchmark needs data sets, a backbone and methods")
-        for name, method in self.methods.items():
-            seen = [name]
-            start = method.starts_from
-            while start is not None:
-                if start in seen:
-                    raise ValueError(f"methods.{name}.starts_from: {' -> '.join([*seen, start])} is a circle")
-                _known(f"methods.{name}.starts_from", start, self.methods)
-                if self.methods[start].combines is not None:
-                    raise ValueError(f"methods.{name}.starts_from: '{start}' is a combination, not a fit")
-                missing = set(self.seeds_of(name)) - set(self.seeds_of(start))
-                if missing:
-                    raise ValueError(f"methods.{name}.starts_from: '{start}' has no seeds {sorted(missing)}")
-                seen.append(start)
-                start = self.methods[start].starts_from
-        for name, method in self.methods.items():
-            self._members(name, method.combines)
+        check_methods(self)
         shown = {name: method for name, method in self.methods.items() if method.evaluate and method.in_tables}
         if not shown:
             raise ValueError("'methods' has nothing to show in the tables")
         for name in self.figures.surface.methods if self.figures.surface is not None else ():
-            _known("figures.surface.methods", name, shown)
+            known("figures.surface.methods", name, shown)
         for name in self.figures.recalibration_methods:
-            _known("figures.recalibration_methods", name, shown)
+            known("figures.recalibration_methods", name, shown)
         return self
 
-    def _members(self, name: str, combination: CombinationConfig | None) -> None:
-        if combination is None:
-            return
-        key = f"methods.{name}.combines"
-        _known(f"{key}.method", combination.method, self.methods)
-        if self.methods[combination.method].combines is not None:
-            raise ValueError(f"{key}.method: '{combination.method}' is a combination itself")
-        missing = {seed for seeds in combination.members for seed in seeds} - set(self.seeds_of(combination.method))
-        if missing:
-            raise ValueError(f"{key}.members: '{combination.method}' has no seeds {sorted(missing)}")
+    @cached_property
+    def tasks(self) -> dict[tuple[str, str], Task]:
+        """Every task by (data set, name), with all that it is evaluated on."""
+        return joined_tasks(self.datasets)
 
-    def seeds_of(self, method: str) -> tuple[int, ...]:
-        """Return the seeds of a method."""
+    def seeds_of(self, method: str, dataset: str) -> tuple[int, ...]:
+        """Return the seeds of a method on a data set; none where it is not fitted to it."""
         entry = self.methods[method]
+        if entry.datasets is not None and dataset not in entry.datasets:
+            return ()
         if entry.combines is not None:
-            return tuple(range(len(entry.combines.members)))
-        return self.seeds if entry.seeds is None else entry.seeds
+            return tuple(range(len(self.members_of(method, dataset))))
+        seeds = self.seeds if entry.seeds is None else entry.seeds
+        return for_dataset(seeds, dataset, self.seeds) or ()
+
+    def members_of(self, method: str, dataset: str) -> tuple[tuple[int, ...], ...]:
+        """Return the members' seeds of each ensemble of a combination on a data set."""
+        entry = self.methods[method]
+        if entry.combines is None or (entry.datasets is not None and dataset not in entry.datasets):
+            return ()
+        return for_dataset(entry.combines.members, dataset) or ()
+
+
+def with_device(values: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return a configuration's plain values in which every entry that has a ``device`` has one."""
+    filled = {**values, "features": {"device": device, **(values.get("features") or {})}}
+    entries = values.get("methods")
+    if isinstance(entries, dict):
+        filled["methods"] = {name: _method_with_device(entry, device) for name, entry in entries.items()}
+    return filled
+
+
+def _method_with_device(entry: Any, device: str) -> Any:
+    # Anything that is not an entry is left for the models to refuse.
+    if not isinstance(entry, dict) or entry.get("kind") not in methods.kinds():
+        return entry
+    if "device" not in methods.load_method(entry["kind"]).Options.model_fields:
+        return entry
+    return {**entry, "options": {"device": device, **(entry.get("options") or {})}}
 
 
 def smaller_ensemble(name: str, size: int) -> str:
     """Return the name of an ensemble's smaller version."""
     return f"{name}-{size}"
-
-
-def _known(key: str, value: str, among: dict[str, Any]) -> None:
-    from forceuq.configuration.loading import nearest
-
-    if value not in among:
-        raise ValueError(f"{key}: there is no '{value}'; {nearest(value, among)}")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("Snakefile", "rules", "workflow_scripts", "forceuq", "config", "profiles", "envs")
+COPIED = ("Snakefile", "rules", "workflow_scripts", "forceuq", "rerun_reasons", "config", "profiles", "envs")
 TINY = {
     "run": "tiny",
     "seeds": [0],
@@ -34,6 +34,12 @@ TINY = {
             },
             "options": {"fractions": [0.4, 0.2, 0.4]},
         },
+        "metals": {
+            "generate": {
+                "options": {"metals": ["Ag"], "train_frames": 1, "test_frames": 1, "equilibration": 3, "interval": 1},
+            },
+        },
+        "ternaries": {"generate": {"options": {"materials": 2, "frames": 2, "steps": 4, "databases": 1}}},
     },
     # Two methods, both on cached features, are enough for what runs when; the others have a test of their own.
     "methods": {
@@ -86,6 +92,31 @@ class Project:
         jobs = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", stats, re.MULTILINE)}
         return {name: n for name, n in jobs.items() if name not in ("total", "all")}
 
+    def planned(self) -> set[str]:
+        """Return the messages of the jobs that a dry run names: what each would do, and to what."""
+        printed = self.snakemake("--dry-run")
+        return set(re.findall(r"^Job \d+: (.+)$", printed.stdout + printed.stderr, re.MULTILINE))
+
+    def why(self) -> list[str]:
+        """Return the lines that say what would run and why."""
+        command = [sys.executable, "-m", "rerun_reasons", *self.command()[5:]]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    def configure(self, **changes: object) -> None:
+        """Lay changes over the tiny configuration, keys joined by dots: ``methods.bll-mse.seeds``."""
+        config = yaml.safe_load(self.config.read_text())
+        for path, value in changes.items():
+            *above, last = path.split(".")
+            here = config
+            for key in above:
+                here = here.setdefault(key, {})
+            here[last] = value
+        self.config.write_text(yaml.safe_dump(config))
+
     def edit(self, file: str, old: str, new: str) -> None:
         """Replace a text that must be there."""
         path = self.folder / file
@@ -96,6 +127,7 @@ class Project:
 
 def copy_project(folder: Path) -> Project:
     """Copy the project's code into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():

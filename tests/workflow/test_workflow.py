@@ -13,7 +13,14 @@ import yaml
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
-AFTER_METRICS = {"compare": 2, "merge_metrics": 1, "table2": 1, "recalibration_figure": 1, "shift_figure": 1}
+AFTER_METRICS = {
+    "compare": 2,
+    "merge_metrics": 1,
+    "table2": 1,
+    "recalibration_figure": 1,
+    "shift_figure": 1,
+    "ledger": 1,
+}
 AFTER_FITS = {**AFTER_METRICS, "costs": 1, "table1": 1}
 FITS = 4  # two methods, two tasks, one seed
 
@@ -22,7 +29,7 @@ def test_everything_is_there_and_the_metrics_are_complete(finished):
     run = finished.folder / "results/tiny"
     metrics = pd.read_parquet(run / "metrics.parquet")
     expected = {("molecules", s) for s in ("validation", "id", "ood")}
-    expected |= {("alloys", s) for s in ("validation", "id", "near", "mid", "far")}
+    expected |= {("alloys", s) for s in ("validation", "id", "near", "mid", "far", "metals", "ternaries")}
     assert set(zip(metrics["dataset"], metrics["split"], strict=True)) == expected
     counts = metrics.groupby(["dataset", "split", "method", "calibration", "seed"])["metric"].nunique()
     assert len(counts) == len(expected) * 2 * 3
@@ -79,7 +86,7 @@ def test_editing_the_bll_reruns_its_fits_and_what_follows(project):
 def test_editing_a_figure_reruns_it_alone(project):
     with (project.folder / "forceuq/figures/shift.py").open("a") as handle:
         handle.write("\n_CHANGED = 1\n")
-    assert project.would_run() == {"shift_figure": 1}
+    assert project.would_run() == {"shift_figure": 1, "ledger": 1}
 
 
 def test_editing_the_metrics_touches_no_fit(project):
@@ -191,7 +198,7 @@ def test_every_method_of_the_demo_goes_through(project):
         "finetuned": {"max_epochs": 1},
         "gp": {"subset": 50, "subset_evaluations": 5, "evaluations": 1},
     }
-    config["datasets"]["alloys"] = None
+    config["datasets"] |= dict.fromkeys(("alloys", "metals", "ternaries"))
     config["methods"] = {
         name: {"options": short.get(method["kind"], {})}
         for name, method in demo.items()

@@ -1,0 +1,175 @@
+"""What each rule's jobs ask a cluster for; the estimates themselves are in forceuq/cluster/."""
+
+import shutil
+
+from forceuq.cluster import requests
+from forceuq.cluster.kinds import effort_of_method, share_of_part, speed_of_backbone
+from forceuq.cluster.sessions import cancel_left_over
+from forceuq.cluster.site import limits_of, load_site, partitions_of
+from forceuq.data.sources import max_threads
+from forceuq.methods import needs_structures
+
+SLURM = Path(workflow.basedir, "slurm")
+try:
+    SITE = load_site(SLURM / "site.yaml")
+    PARTITIONS = (
+        partitions_of(SITE, SLURM / "partitions.yaml") if SLURM.is_dir() else {}
+    )
+    LIMITS = [limits_of(PARTITIONS, gpus) for gpus in (0, 1)]
+except ForceUQError as error:
+    raise WorkflowError(str(error)) from None
+
+
+# A run that was killed may have left jobs that write what this one is about to write. Jobs themselves have no hooks.
+onstart:
+    if shutil.which("squeue"):
+        try:
+            for job in cancel_left_over(Path.cwd()):
+                logger.warning(
+                    f"Cancelled job {job.identifier} of an earlier run: {job.comment}"
+                )
+        except ForceUQError as error:
+            raise WorkflowError(str(error)) from None
+
+
+def asked(estimate):
+    """The `resources:` of a rule, from a function of the wildcards that says what its job will do."""
+
+    def of_attempt(wildcards, attempt):
+        request = estimate(wildcards)
+        return request.retried(attempt).within(LIMITS[min(request.gpus, 1)])
+
+    return {
+        "mem_mb": lambda wildcards, attempt: of_attempt(wildcards, attempt).memory_mb,
+        "runtime": lambda wildcards, attempt: of_attempt(wildcards, attempt).minutes,
+        "gpu": lambda wildcards: estimate(wildcards).gpus,
+        "gpu_model": lambda wildcards: (
+            SITE.gpu_model if SITE.gpu_model and estimate(wildcards).gpus else ""
+        ),
+    }
+
+
+def cores(estimate):
+    """The `threads:` of a rule, likewise."""
+    return lambda wildcards: of_cores(estimate(wildcards))
+
+
+def of_cores(request):
+    return request.within(LIMITS[min(request.gpus, 1)]).cores
+
+
+def atoms_of(references):
+    """Atoms of some parts, about."""
+    return sum(atoms_of_part(part.dataset, part.part) for part in references)
+
+
+def atoms_of_part(name, part):
+    dataset = CONFIG.datasets[name]
+    share = share_of_part(dataset.kind, part, dataset.options)
+    return int(dataset.size.atoms * share)
+
+
+def name_of(folder):
+    """The data set whose folder in the cache this is."""
+    return next(name for name, there in DATASET_FOLDER.items() if there == folder)
+
+
+def speed():
+    return speed_of_backbone(CONFIG.backbone.kind, CONFIG.backbone.options)
+
+
+def speed_if_run(method):
+    """The backbone's speed, for methods that run it."""
+    return speed() if needs_structures(CONFIG.methods[method].kind) else None
+
+
+def effort_of(method):
+    entry = CONFIG.methods[method]
+    return effort_of_method(entry.kind, entry.options, entry.starts_from is not None)
+
+
+def size_of(wildcards):
+    return DATASETS[wildcards.dataset].size
+
+
+def to_generate(wildcards):
+    return requests.generating(size_of(wildcards).atoms)
+
+
+def to_read(wildcards):
+    kind = DATASETS[wildcards.dataset].kind
+    return requests.reading(size_of(wildcards).atoms, max_threads(kind))
+
+
+def to_split(wildcards):
+    size = size_of(wildcards)
+    return requests.splitting(size.structures, size.atoms)
+
+
+def to_cache(wildcards):
+    atoms = atoms_of_part(name_of(wildcards.dataset), wildcards.part)
+    device = "cuda" if CONFIG.features.device == "cuda" else "cpu"
+    return requests.caching(atoms, speed(), device, CONFIG.features.workers)
+
+
+def to_fit(wildcards):
+    task, effort = task_of(wildcards), effort_of(wildcards.method)
+    return requests.fitting(
+        atoms_of(task.train + task.validation),
+        effort.epochs,
+        effort.fits_on,
+        speed_if_run(wildcards.method),
+        memory_gb=effort.memory_gb,
+        devices=effort.devices,
+    )
+
+
+def to_predict(wildcards):
+    effort = effort_of(wildcards.method)
+    return requests.predicting(
+        predicted_atoms(wildcards),
+        effort.predicts_on,
+        speed_if_run(wildcards.method),
+        effort.passes,
+        effort.memory_gb,
+    )
+
+
+def to_combine(wildcards):
+    members = CONFIG.members_of(wildcards.method, wildcards.dataset)[
+        int(wildcards.seed)
+    ]
+    return requests.evaluating(len(members) * predicted_atoms(wildcards), 0)
+
+
+def to_calibrate(wildcards):
+    atoms = atoms_of(task_of(wildcards).validation)
+    return requests.evaluating(2 * atoms, atoms)
+
+
+def to_measure(wildcards):
+    largest = max(atoms_of(parts) for parts in splits_of(wildcards).values())
+    return requests.evaluating(
+        len(CONFIG.calibrations) * predicted_atoms(wildcards), largest
+    )
+
+
+def predicted_atoms(wildcards):
+    return sum(atoms_of(parts) for parts in splits_of(wildcards).values())
+
+
+def to_compare(wildcards):
+    tasks = [task for (name, _), task in TASKS.items() if name == wildcards.dataset]
+    largest = max(atoms_of(parts) for task in tasks for parts in task.evaluate.values())
+    return requests.comparing(
+        largest * len(of_dataset(wildcards.dataset, FIT)),
+        largest,
+        CONFIG.bootstrap_draws,
+    )
+
+
+def to_draw_surface(wildcards):
+    atoms = atoms_of(task_of(wildcards).validation)
+    return requests.drawing_surfaces(
+        atoms * len(first_fits(wildcards)), atoms, CONFIG.figures.surface.points**2
+    )
