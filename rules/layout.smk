@@ -40,6 +40,8 @@ TABLED = [name for name in EVALUATED if CONFIG.methods[name].in_tables]
 # Ensembles whose metrics are drawn over their size.
 SIZED = [name for name, combination in COMBINED.items() if combination.sizes]
 FIT = "{method}/{dataset}/{task}/seed{seed}"
+# A part's features are made by this many jobs, each its own folder.
+SHARD = "{shard}-of-{shards}"
 
 
 wildcard_constraints:
@@ -48,6 +50,8 @@ wildcard_constraints:
     method="[^/]+",
     task="[^/]+",
     seed="[0-9]+",
+    shard="[0-9]+",
+    shards="[0-9]+",
 
 
 def task_of(wildcards):
@@ -55,14 +59,16 @@ def task_of(wildcards):
 
 
 def feature_folders(references):
-    """The cached features of some parts."""
+    """The cached features of some parts: the folders of each part's shards, in order."""
+    cache = CACHE / "features" / BACKBONE
+    shards_of = CONFIG.features.shards_of
     return [
-        CACHE
-        / "features"
-        / BACKBONE
+        cache
         / DATASET_FOLDER[reference.dataset]
         / reference.part
+        / SHARD.format(shard=shard, shards=shards_of(reference.dataset, reference.part))
         for reference in references
+        for shard in range(shards_of(reference.dataset, reference.part))
     ]
 
 

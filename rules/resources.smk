@@ -3,8 +3,14 @@
 import shutil
 
 from forceuq.cluster import requests
+from forceuq.cluster.attempts import (
+    nodes_to_avoid,
+    partitions,
+    past_jobs,
+    refuse_cancelled,
+)
 from forceuq.cluster.kinds import effort_of_method, share_of_part, speed_of_backbone
-from forceuq.cluster.sessions import cancel_left_over
+from forceuq.cluster.sessions import cancel_left_over, session_name
 from forceuq.cluster.site import limits_of, load_site, partitions_of
 from forceuq.data.sources import max_threads
 from forceuq.methods import needs_structures
@@ -29,17 +35,37 @@ onstart:
                     f"Cancelled job {job.identifier} of an earlier run: {job.comment}"
                 )
         except ForceUQError as error:
-            raise WorkflowError(str(error)) from None
+            # Without a cluster the run needs no answer: Slurm's programs can be there and no scheduler.
+            if not workflow.local_exec:
+                raise WorkflowError(str(error)) from None
 
 
-def asked(estimate):
-    """The `resources:` of a rule, from a function of the wildcards that says what its job will do."""
+def elsewhere(attempt):
+    """Options of sbatch that keep a job which is tried again off nodes that fail every job."""
+    if attempt == 1 or not workflow.is_main_process or not shutil.which("squeue"):
+        return ""
+    try:
+        jobs = past_jobs(session_name())
+        refuse_cancelled(jobs)
+        avoided = nodes_to_avoid(jobs, partitions())
+    except ForceUQError as error:
+        raise WorkflowError(str(error)) from None
+    return f"--exclude={','.join(avoided)}" if avoided else ""
+
+
+def asked(estimate, placed=True):
+    """The `resources:` of a rule, from a function of the wildcards that says what its job will do.
+
+    Of rules in one group only the first is `placed`: strings must be the same for all jobs of a group.
+    """
 
     def of_attempt(wildcards, attempt):
         request = estimate(wildcards)
         return request.retried(attempt).within(LIMITS[min(request.gpus, 1)])
 
+    place = {"slurm_extra": lambda wildcards, attempt: elsewhere(attempt)}
     return {
+        **(place if placed else {}),
         "mem_mb": lambda wildcards, attempt: of_attempt(wildcards, attempt).memory_mb,
         "runtime": lambda wildcards, attempt: of_attempt(wildcards, attempt).minutes,
         "gpu": lambda wildcards: estimate(wildcards).gpus,
@@ -97,8 +123,8 @@ def to_generate(wildcards):
 
 
 def to_read(wildcards):
-    kind = DATASETS[wildcards.dataset].kind
-    return requests.reading(size_of(wildcards).atoms, max_threads(kind))
+    processes = max_threads(DATASETS[wildcards.dataset].kind)
+    return requests.reading(size_of(wildcards).atoms, processes)
 
 
 def to_split(wildcards):
@@ -107,9 +133,19 @@ def to_split(wildcards):
 
 
 def to_cache(wildcards):
-    atoms = atoms_of_part(name_of(wildcards.dataset), wildcards.part)
+    atoms = atoms_of_shard(wildcards)
     device = "cuda" if CONFIG.features.device == "cuda" else "cpu"
     return requests.caching(atoms, speed(), device, CONFIG.features.workers)
+
+
+def to_summarise(wildcards):
+    return requests.fitting(atoms_of_shard(wildcards), 0, "cpu")
+
+
+def atoms_of_shard(wildcards):
+    """Atoms of one shard of a part, about."""
+    atoms = atoms_of_part(name_of(wildcards.dataset), wildcards.part)
+    return -(-atoms // int(wildcards.shards))
 
 
 def to_fit(wildcards):

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from forceuq.data.strata import count_strata, write_table
 from forceuq.figures.strata import strata_figure
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
     boundaries = job.params.boundaries
-    with logged(job.log[0]):
+    with recorded(job):
         counts, histogram = count_strata(
             Path(job.input.structures), Path(job.input.splits), job.params.parts, boundaries
         )

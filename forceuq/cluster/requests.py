@@ -3,7 +3,7 @@
 The rates are those of the slowest machine that is still meant: jobs that ask for too little die, those that ask for
 too much wait somewhat longer. Times hold a factor of three over what was measured or published:
 
-* reading MPtrj's JSON is bound by its parsers, a core each;
+* reading MPtrj's JSON is bound by its parser, a core;
 * on one core ``forceuq-small`` caches 1,700 atoms a second (docs/rmd17-small.md), and training the last hidden layer
   on cached features does 50,000, validation included;
 * on MPtrj the paper reports epochs of 130 s with a frozen Orb-v3 and of 184 s for LoRA, each on four A100s, 70 of
@@ -22,6 +22,8 @@ GPU_BASE_MB = 6000
 LIGHT_MB = 1500
 # They read and shuffle beside each GPU.
 CORES_PER_GPU = 4
+# A process that parses a piece of a raw file (forceuq.data.sources).
+PARSER_MB = 300
 # A process that builds graphs (forceuq.features.extract).
 WORKER_MB = 1200
 # Features held for shuffled reads, at most (forceuq.bll.batches), and once more while they are put together.
@@ -111,12 +113,12 @@ def reading(atoms: int, processes: int = 1) -> Request:
     """Return what reading a raw file into structures asks for: a stream, so memory does not grow with it.
 
     Args:
-        atoms: in the file.
-        processes: that can read it, at most; a small file is left to one.
+        atoms: in it.
+        processes: that the reader can use.
     """
-    seconds = atoms / READ
-    cores = processes if seconds > SHORT_SECONDS else 1
-    return _request(LIGHT_MB, seconds / (1 + (cores - 1) / 2), cores)
+    if atoms / READ <= SHORT_SECONDS:
+        return _request(LIGHT_MB, atoms / READ)
+    return _request(LIGHT_MB + processes * PARSER_MB, atoms / READ / processes, cores=processes)
 
 
 def splitting(structures: int, atoms: int) -> Request:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from forceuq.configuration.loading import nearest
+from forceuq.configuration.benchmark import nearest
 from forceuq.errors import DataError
 from forceuq.provenance.chain import load_chain
 from forceuq.provenance.lineage import Lineage, as_json, as_mermaid, as_text, runs, trace_cell, trace_file

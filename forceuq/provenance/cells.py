@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from forceuq.configuration.loading import nearest
+from forceuq.configuration.benchmark import nearest
 from forceuq.errors import DataError
 from forceuq.provenance.chain import Chain, Selection
 from forceuq.provenance.schema import Record

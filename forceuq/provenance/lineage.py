@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from forceuq.configuration.loading import nearest
+from forceuq.configuration.benchmark import nearest
 from forceuq.errors import DataError
 from forceuq.provenance.cells import Cell, find_cells
 from forceuq.provenance.chain import Chain, Selection

@@ -51,6 +51,12 @@ def test_shipped_configurations_are_valid(name):
         ("datasets.molecules.options.training_molecules", ["acetaldehide"], r"acetaldehyde"),
         ("datasets.alloys.options", {"fractions": [0.8, 0.3, 0.1]}, r"datasets\.alloys\.options"),
         ("backbone.options.architecture", "orb-v4", r"backbone\.options\.architecture: 'orb-v4'"),
+        (
+            "features",
+            {"shards": {"moleculs": 2}},
+            r"features\.shards: there is no 'moleculs'; did you mean 'molecules'",
+        ),
+        ("features", {"shards": {"alloys": {"trian": 2}}}, r"features\.shards\.alloys: there is no 'trian'; .*'train'"),
         ("run", "a b", r"run: .*'a b'"),
         ("methods", {}, r"'methods' is missing"),
     ],
