@@ -41,11 +41,12 @@ while [ $# -gt 0 ]; do
   case $1 in
     --job-name) name=$2; shift ;;
     --output) output=$2; shift ;;
+    --comment) comment=$2; shift ;;
     --wrap=*) targets=$(printf %s "$1" | sed "s/.*--target-jobs \\(.*\\) --allowed-rules.*/\\1/") ;;
   esac
   shift
 done
-exec {sbatch} --parsable --job-name "$name" --output "$output" -p cpu -n1 --mem=10 --wrap="sh {job} $targets"
+exec {sbatch} --parsable --job-name "$name" --output "$output" --comment "$comment" -p cpu -n1 --mem=10 --wrap="sh {job} $targets"
 """
 JOB = """\
 sleep {seconds}
