@@ -46,7 +46,8 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-exec {sbatch} --parsable --job-name "$name" --output "$output" --comment "$comment" -p cpu -n1 --mem=10 --wrap="sh {job} $targets"
+set -- --parsable --job-name "$name" --output "$output" --comment "$comment" -p cpu -n1 --mem=10
+exec {sbatch} "$@" --wrap="sh {job} $targets"
 """
 JOB = """\
 sleep {seconds}
