@@ -19,8 +19,26 @@ except ForceUQError as error:
     raise WorkflowError(str(error)) from None
 
 
+def refuse_unequal_arrays():
+    """Every task of an array gets the first one's request: all must ask for the same."""
+    asked_by = {}
+    for job in workflow.dag.needrun_jobs():
+        if job.rule.name in SITE.array_rules:
+            request = [
+                job.threads,
+                *map(job.resources.get, ("mem_mb", "runtime", "gpu")),
+            ]
+            first = asked_by.setdefault(job.rule.name, request)
+            if request != first:
+                raise WorkflowError(
+                    f"slurm/site.yaml: array_rules: the jobs of '{job.rule.name}' ask for different cores, memory, "
+                    f"minutes and GPUs ({first}, {request}); take the rule out"
+                )
+
+
 # A run that was killed may have left jobs that write what this one is about to write. Jobs themselves have no hooks.
 onstart:
+    refuse_unequal_arrays()
     if shutil.which("squeue"):
         try:
             for job in cancel_left_over(Path.cwd()):
@@ -106,6 +124,8 @@ def to_split(wildcards):
 
 def to_cache(wildcards):
     atoms = atoms_of_part(name_of(wildcards.dataset), wildcards.part)
+    # A part may be cached by several jobs.
+    atoms //= int(wildcards.get("shards", 1))
     device = "cuda" if CONFIG.features.device == "cuda" else "cpu"
     return requests.caching(atoms, speed(), device, CONFIG.features.workers)
 

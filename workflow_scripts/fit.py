@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
-from forceuq.logs import logged
 from forceuq.measurement import measured
 from forceuq.methods import BackboneSource, TrainingData, load_method, structure_parts
+from forceuq.provenance.jobs import recorded
 from forceuq.scratch import near
 
 
@@ -15,7 +15,7 @@ def main(job) -> None:
     start = job.input.get("start")
     backbone = job.params.backbone
     with (
-        logged(job.log[0]),
+        recorded(job),
         measured(Path(job.output.fit), job.threads),
         near(tuple(map(Path, job.input.train)), read_again=bool(job.resources.rereads)) as train,
     ):
