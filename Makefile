@@ -10,7 +10,7 @@ bin := $(VENV)/bin
 snakemake := $(bin)/snakemake $(if $(PROFILE),--profile $(PROFILE)) $(if $(CONFIG),--configfile $(CONFIG))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run slurm-check slurm-table test test-slurm lint format schema envs clean
+.PHONY: help setup demo run why slurm-check slurm-table test test-slurm lint format schema envs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ slurm-check: setup ## ask the cluster about itself: write slurm/site.yaml, or ch
 
 slurm-table: setup ## write docs/slurm-resources.md: what every rule asks for
 	@$(bin)/python docs/slurm_resources.py
+
+why: setup ## say what would run, and why: make why CONFIG=...
+	@$(bin)/python -m rerun_reasons $(if $(CONFIG),--configfile $(CONFIG))
 
 test: setup ## run the test suite
 	@$(bin)/python -m pytest

@@ -10,6 +10,7 @@ from forceuq.configuration import load_configuration
 from forceuq.configuration.models import identity
 from forceuq.errors import ForceUQError
 from forceuq.fingerprint import code_fingerprint
+from forceuq.provenance.times import restore_times
 
 min_version("9.24")
 
@@ -27,6 +28,13 @@ except ForceUQError as error:
 
 include: "rules/layout.smk"
 include: "rules/resources.smk"
+
+
+# A directory that was touched or copied is no changed one; Snakemake compares the content of files only.
+if workflow.is_main_process:
+    restore_times(RESULTS, CONFIG.run)
+
+
 include: "rules/data.smk"
 include: "rules/backbone.smk"
 include: "rules/features.smk"
@@ -37,6 +45,7 @@ include: "rules/cost_inputs.smk"
 include: "rules/tables.smk"
 include: "rules/figure_inputs.smk"
 include: "rules/figures.smk"
+include: "rules/audit.smk"
 
 
 localrules:
@@ -47,3 +56,4 @@ rule all:
     default_target: True
     input:
         TARGETS,
+        rules.ledger.output,

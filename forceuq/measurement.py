@@ -53,14 +53,12 @@ def measured(directory: Path, threads: int = 1) -> Iterator[Cost]:
         The cost, whose ``atoms`` and ``work_seconds`` the block may set.
     """
     cost = Cost(threads=threads)
-    wall, cpu = time.perf_counter(), _cpu_seconds()
+    wall, cpu = time.perf_counter(), cpu_seconds()
     yield cost
     cost.seconds = time.perf_counter() - wall
-    cost.cpu_seconds = _cpu_seconds() - cpu
-    # Linux counts kibibytes, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    cost.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    cost.gpu, cost.peak_gpu_memory_bytes = _gpu()
+    cost.cpu_seconds = cpu_seconds() - cpu
+    cost.peak_memory_bytes = peak_memory_bytes()
+    cost.gpu, cost.peak_gpu_memory_bytes = gpu_usage()
     write_json(directory / FILE, asdict(cost))
 
 
@@ -77,12 +75,21 @@ def read_cost(directory: Path) -> Cost:
         raise DataError(f"not the cost of a job ({error}); run the job again", file=file) from error
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _gpu() -> tuple[str | None, int | None]:
+def peak_memory_bytes() -> int:
+    """Return the largest resident memory of this process so far."""
+    # Linux counts kibibytes, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def gpu_usage() -> tuple[str | None, int | None]:
+    """Return the name of the GPU that this process used, and the most memory that PyTorch held there."""
     # A job that never imported torch used no GPU, and is spared the import.
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():

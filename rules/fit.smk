@@ -21,6 +21,10 @@ rule fit:
     threads: cores(to_fit)
     resources:
         **asked(to_fit),
+        # Whether the caches are read every epoch; a resource, since no result depends on it.
+        rereads=lambda w: int(
+            effort_of(w.method).epochs > 2 and speed_if_run(w.method) is None
+        ),
     params:
         kind=lambda w: CONFIG.methods[w.method].kind,
         options=lambda w: CONFIG.methods[w.method].options.model_dump(mode="json"),

@@ -5,6 +5,8 @@ from forceuq.data.sources import load_source
 RESULTS = Path(CONFIG.results)
 CACHE = RESULTS / "cache"
 RUN = RESULTS / CONFIG.run
+# What was found out about the code, and what its digests are made of.
+CODE_STORE = CACHE / "code"
 
 # Folder name in the cache -> data set. The digest in it makes runs with other options use other folders.
 DATASETS = {
@@ -85,9 +87,12 @@ def of_dataset(dataset, pattern):
 
 @cache
 def code(script, *modules, data=()):
-    """The digest of the library code that a script reaches: the job runs again when it changes."""
+    """The digest of the code that a script reaches, and of its packages: the job runs again when it changes."""
     return code_fingerprint(
-        Path(workflow.basedir, "workflow_scripts", script), modules, data
+        Path(workflow.basedir, "workflow_scripts", script),
+        modules,
+        data,
+        store=CODE_STORE,
     )
 
 

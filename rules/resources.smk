@@ -25,8 +25,26 @@ except ForceUQError as error:
     raise WorkflowError(str(error)) from None
 
 
+def refuse_unequal_arrays():
+    """Every task of an array gets the first one's request: all must ask for the same."""
+    asked_by = {}
+    for job in workflow.dag.needrun_jobs():
+        if job.rule.name in SITE.array_rules:
+            request = [
+                job.threads,
+                *map(job.resources.get, ("mem_mb", "runtime", "gpu")),
+            ]
+            first = asked_by.setdefault(job.rule.name, request)
+            if request != first:
+                raise WorkflowError(
+                    f"slurm/site.yaml: array_rules: the jobs of '{job.rule.name}' ask for different cores, memory, "
+                    f"minutes and GPUs ({first}, {request}); take the rule out"
+                )
+
+
 # A run that was killed may have left jobs that write what this one is about to write. Jobs themselves have no hooks.
 onstart:
+    refuse_unequal_arrays()
     if shutil.which("squeue"):
         try:
             for job in cancel_left_over(Path.cwd()):
@@ -132,6 +150,8 @@ def to_split(wildcards):
 
 def to_cache(wildcards):
     atoms = atoms_of_part(name_of(wildcards.dataset), wildcards.part)
+    # A part may be cached by several jobs.
+    atoms //= int(wildcards.get("shards", 1))
     device = "cuda" if CONFIG.features.device == "cuda" else "cpu"
     return requests.caching(atoms, speed(), device, CONFIG.features.workers)
 
@@ -166,7 +186,7 @@ def to_combine(wildcards):
 
 def to_calibrate(wildcards):
     atoms = atoms_of(task_of(wildcards).validation)
-    return requests.evaluating(10 * atoms, atoms)
+    return requests.evaluating(2 * atoms, atoms)
 
 
 def to_measure(wildcards):
@@ -192,5 +212,6 @@ def to_compare(wildcards):
 
 def to_draw_surface(wildcards):
     atoms = atoms_of(task_of(wildcards).validation)
-    points = CONFIG.figures.surface.points**2
-    return requests.evaluating(atoms * len(first_fits(wildcards)) * points // 10, atoms)
+    return requests.drawing_surfaces(
+        atoms * len(first_fits(wildcards)), atoms, CONFIG.figures.surface.points**2
+    )

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from forceuq.calibration import fit_calibrations
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
-    with logged(job.log[0]):
+    with recorded(job):
         fit_calibrations(
             Path(job.input.predictions) / "validation.parquet",
             Path(job.output.calibrations),

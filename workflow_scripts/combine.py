@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from forceuq.logs import logged
 from forceuq.methods import load_method
 from forceuq.predictions import write_predictions
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
     labels = {**dict(job.wildcards.items()), "seed": int(job.wildcards.seed)}
     method = load_method(job.params.kind)
-    with logged(job.log[0]):
+    with recorded(job):
         for split in job.params.splits:
             members = [Path(folder) / f"{split}.parquet" for folder in job.input.members]
             write_predictions(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from forceuq.comparisons import Evaluated, compare
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
@@ -13,7 +13,7 @@ def main(job) -> None:
     ):
         method, _, task, seed = fit.split("/")
         fits.append(Evaluated(method, task, int(seed.removeprefix("seed")), Path(predictions), Path(calibrations)))
-    with logged(job.log[0]):
+    with recorded(job):
         compare(fits, job.params.splits, Path(job.output.comparisons), draws=job.params.draws)
 
 

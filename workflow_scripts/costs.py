@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from forceuq.costs import cost_table
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
@@ -11,7 +11,7 @@ def main(job) -> None:
     for name, folder in zip(job.params.fits, job.input.fits, strict=True):
         method, dataset, *_ = name.split("/")
         fits.append((dataset, method, Path(folder)))
-    with logged(job.log[0]):
+    with recorded(job):
         cost_table(fits, Path(job.output.csv), job.params.methods, job.params.datasets)
 
 

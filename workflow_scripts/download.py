@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from forceuq.data.download import Source, download
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
-    with logged(job.log[0]):
-        download(Source(**job.params.source), Path(job.output[0]), lock=Path(job.params.lock))
+    with recorded(job) as recording:
+        recording.facts["url"] = download(Source(**job.params.source), Path(job.output[0]), lock=Path(job.params.lock))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from forceuq.figures.ensemble_size import ensemble_size_figure
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
-    with logged(job.log[0]):
+    with recorded(job):
         ensemble_size_figure(
             Path(job.input.metrics),
             Path(job.output.png),

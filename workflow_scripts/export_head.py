@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from forceuq.features.extract import export_head
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
-    with logged(job.log[0]):
+    with recorded(job):
         export_head(Path(job.input.weights), job.params.kind, job.params.options, Path(job.output.head))
 
 

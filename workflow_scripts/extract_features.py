@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from forceuq.features.extract import extract_features
-from forceuq.logs import logged
 from forceuq.measurement import measured
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
     output = Path(job.output.features)
     execution = job.params.execution
-    with logged(job.log[0]), measured(output, job.threads) as cost:
+    with recorded(job), measured(output, job.threads) as cost:
         cost.atoms, cost.work_seconds = extract_features(
             structures=Path(job.input.structures),
             splits=Path(job.input.splits),

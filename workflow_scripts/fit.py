@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
-from forceuq.logs import logged
 from forceuq.measurement import measured
 from forceuq.methods import BackboneSource, TrainingData, load_method, structure_parts
+from forceuq.provenance.jobs import recorded
+from forceuq.scratch import near
 
 
 def main(job) -> None:
@@ -13,10 +14,14 @@ def main(job) -> None:
     checkpoints = Path(job.params.checkpoints)
     start = job.input.get("start")
     backbone = job.params.backbone
-    with logged(job.log[0]), measured(Path(job.output.fit), job.threads):
+    with (
+        recorded(job),
+        measured(Path(job.output.fit), job.threads),
+        near(tuple(map(Path, job.input.train)), read_again=bool(job.resources.rereads)) as train,
+    ):
         fitted = method.fit(
             TrainingData(
-                train=tuple(map(Path, job.input.train)),
+                train=train,
                 validation=tuple(map(Path, job.input.validation)),
                 head=Path(job.input.head),
                 train_structures=structure_parts(job.params.train_parts),

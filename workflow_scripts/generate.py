@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from forceuq.data.generators import load_generator
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
     generator = load_generator(job.params.generator["kind"])
-    with logged(job.log[0]):
+    with recorded(job):
         generator.generate(Path(job.output.raw), generator.Options(**job.params.generator["options"]))
 
 

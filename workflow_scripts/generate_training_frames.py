@@ -4,11 +4,11 @@ from pathlib import Path
 
 from forceuq.backbones.small.options import Options
 from forceuq.backbones.small.training_data import generate_training_frames
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
-    with logged(job.log[0]):
+    with recorded(job):
         generate_training_frames(Path(job.output.frames), Options(**job.params.options).frames, workers=job.threads)
 
 

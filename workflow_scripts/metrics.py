@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from forceuq.logs import logged
 from forceuq.metrics import evaluate_predictions
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
     labels = {**dict(job.wildcards.items()), "seed": int(job.wildcards.seed)}
-    with logged(job.log[0]):
+    with recorded(job):
         for split in job.params.splits:
             evaluate_predictions(
                 Path(job.input.predictions) / f"{split}.parquet",

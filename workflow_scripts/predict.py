@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from forceuq.logs import logged
 from forceuq.measurement import measured
 from forceuq.methods import BackboneSource, load_method, structure_parts
 from forceuq.predictions import write_predictions
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
@@ -13,7 +13,7 @@ def main(job) -> None:
     backbone = job.params.backbone
     source = BackboneSource(weights=Path(job.input.weights), **backbone) if backbone else None
     output = Path(job.output.predictions)
-    with logged(job.log[0]):
+    with recorded(job):
         fitted = load_method(job.params.kind).load(Path(job.input.fit), source)
         with measured(output, job.threads) as cost:
             cost.atoms = 0

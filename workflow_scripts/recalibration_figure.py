@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from forceuq.figures.recalibration import recalibration_figures
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
-    with logged(job.log[0]):
+    with recorded(job):
         recalibration_figures(
             Path(job.input.metrics),
             dict(zip(job.params.methods, map(Path, job.output.png), strict=True)),

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from forceuq.figures.shift import shift_figure
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
-    with logged(job.log[0]):
+    with recorded(job):
         shift_figure(
             Path(job.input.metrics),
             Path(job.output.png),

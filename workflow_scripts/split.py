@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from forceuq.data.sources import load_source
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
     source = load_source(job.params.kind)
-    with logged(job.log[0]):
+    with recorded(job):
         source.split(Path(job.input.structures), Path(job.output.splits), source.Options(**job.params.options))
 
 

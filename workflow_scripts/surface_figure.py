@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from forceuq.figures.surface import write_surfaces
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
     surfaces = Path(job.output.surfaces)
-    with logged(job.log[0]):
+    with recorded(job):
         write_surfaces(
             [
                 (Path(predictions) / "validation.parquet", Path(calibrations), surfaces / f"{method}.parquet", label)

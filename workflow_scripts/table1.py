@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 from forceuq.table1 import FitFolders, Instance, table1
 from forceuq.tables import paper_values
 
@@ -24,7 +24,7 @@ def main(job) -> None:
         )
         for instance in job.params.instances
     ]
-    with logged(job.log[0]):
+    with recorded(job):
         table1(
             instances,
             Path(job.output.csv),

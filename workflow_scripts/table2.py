@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 from forceuq.tables import table2
 
 
 def main(job) -> None:
-    with logged(job.log[0]):
+    with recorded(job):
         table2(
             Path(job.input.metrics),
             Path(job.output.csv),

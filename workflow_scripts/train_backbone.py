@@ -4,11 +4,11 @@ from pathlib import Path
 
 from forceuq.backbones.small.options import Options
 from forceuq.backbones.small.training import train_small_orb
-from forceuq.logs import logged
+from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
-    with logged(job.log[0]):
+    with recorded(job):
         train_small_orb(
             Path(job.input.frames),
             Path(job.output.weights),

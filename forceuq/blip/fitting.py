@@ -19,7 +19,8 @@ from forceuq.blip.variational import Rows
 from forceuq.errors import ConfigurationError
 from forceuq.files import file_digest, read_json
 from forceuq.finetuning.frames import Frames
-from forceuq.finetuning.source import frames_of, load_trainable, structure_batches
+from forceuq.finetuning.processes import Precision, Processes
+from forceuq.finetuning.source import check_device, frames_of, load_trainable, structure_batches
 from forceuq.finetuning.stored import check_backbone, counts_of, read_values, save_fit, trace_of, values_of
 from forceuq.finetuning.training import Group, TrainingSettings, deterministic, key_of, train
 from forceuq.force_head.residuals import residual_covariance
@@ -189,6 +190,7 @@ def fit_blip(
     batch_structures: int,
     settings: TrainingSettings,
     device: str,
+    precision: Precision = 32,
 ) -> FittedBlip:
     """Train messages, updates, force head and inference networks together on data term plus divergence.
 
@@ -204,6 +206,7 @@ def fit_blip(
         batch_structures: structures in a batch.
         settings: how long.
         device: where.
+        precision: of the training passes.
 
     Raises:
         ConfigurationError: no backbone in ``data``, one that cannot be fine-tuned, or no GPU for ``cuda``.
@@ -213,6 +216,8 @@ def fit_blip(
     if data.backbone is None:
         raise ConfigurationError(f"a fit of kind {KIND!r} needs the backbone itself, not only its features")
     source = data.backbone
+    check_device(device)
+    processes = Processes(device, precision)
     backbone, network, groups = build(source, design, rates, seed, device)
     training = frames_of(backbone, source, data.train_structures, batch_structures)
     validation = frames_of(backbone, source, data.validation_structures, batch_structures)
@@ -221,6 +226,7 @@ def fit_blip(
         rates,
         seed,
         batch_structures,
+        precision,
         settings.patience,
         sorted(source.options.items()),
         file_digest(source.weights),
@@ -236,11 +242,12 @@ def fit_blip(
         seed,
         key,
         checkpoints / "blip.pt",
+        processes,
         validation_loss=network.validation_loss,
     )
     began = time.perf_counter()
     count = passes if residuals == "passes" else 0
-    floor = residual_covariance(_residuals(network, training, seed, count))
+    floor = residual_covariance(_residuals(network, training, seed, count, processes), processes.sums)
     seconds = {"training": trained.seconds, "residuals": time.perf_counter() - began}
     named = backbone.model.named_parameters()
     report = {
@@ -251,16 +258,19 @@ def fit_blip(
         "passes": {"backbone": passes, "head": passes},
         "seconds": seconds,
         "training": trace_of(trained),
+        "processes": processes.usage(),
         **_terms_and_scales(network, validation, seed),
     }
     return FittedBlip(design, rates, passes, options, seed, source, values_of(groups), floor, report, device)
 
 
 def _residuals(
-    network: BlipNetwork, training: Frames, seed: int, passes: int
+    network: BlipNetwork, training: Frames, seed: int, passes: int, processes: Processes
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.float64]]]:
-    """Yield structures' ids (n,) and residuals (n, 3) of the training atoms."""
-    for batch in training.in_order():
+    """Yield structures' ids (n,) and residuals (n, 3) of this process's part of the training atoms."""
+    for batch in training.in_order(processes.rank, processes.count):
+        if batch.share is not None and not batch.share.counted:
+            continue
         force = _sample(network, batch.graph, batch.structure_ids, seed, passes).mean(dim=0)
         ids = np.repeat(np.array(batch.structure_ids), batch.sizes)
         yield ids, (batch.target.double() - force.cpu()).numpy()

@@ -1,6 +1,6 @@
 """A backbone with variational messages and updates: its scales, its passes, its objective. Imports torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from forceuq.backbones import InitialInvariants, TrainableBackbone
-from forceuq.blip.noise import fresh_noise
+from forceuq.blip.noise import training_noise
 from forceuq.blip.variational import InferenceNetwork, Link, Perturbation, Rows, kl_per_weight, make_variational
 from forceuq.finetuning.frames import Batch
 
 Draw = Callable[[Rows, Tensor], Tensor]
 ROWS: tuple[Rows, ...] = ("nodes", "edges")
+_ALL: Mapping[Rows, float] = {"nodes": 1.0, "edges": 1.0}
 
 
 @dataclass(frozen=True)
@@ -113,27 +114,41 @@ class BlipNetwork(nn.Module):
         finally:
             self._perturbation.scales, self._perturbation.draw = {}, None
 
-    def kl(self, scales: dict[Rows, Tensor]) -> Tensor:
+    def kl(self, scales: dict[Rows, Tensor], fractions: Mapping[Rows, float] = _ALL) -> Tensor:
         """Return the divergence from the prior a weight: the mean over weights, and over each's atoms or edges.
 
         A batch without edges has no messages, and none of their divergence.
+
+        Args:
+            scales: alpha.
+            fractions: the parts of a batch's atoms and edges that these are.
         """
         total = sum(int(weights.sum()) for weights in self._weights.values())
         terms = [
-            kl_per_weight(scales[rows], self.design.prior_probability).mean(dim=0) @ weights.to(scales[rows]) / total
+            kl_per_weight(scales[rows], self.design.prior_probability).mean(dim=0)
+            * fractions[rows]
+            @ weights.to(scales[rows])
+            / total
             for rows, weights in self._weights.items()
             if len(scales[rows])
         ]
         return torch.stack(terms).sum()
 
-    def terms(self, batch: Batch, draw: Draw = fresh_noise) -> Terms:
-        """Return both parts of the objective for one pass over a batch."""
-        scales = self.scales(batch.graph)
-        error = self._pass(batch.graph, scales, draw)
+    def terms(self, batch: Batch, draw: Draw | None = None) -> Terms:
+        """Return both parts of the objective for one pass over a batch; of a shared one this process's parts of them.
+
+        Args:
+            batch: the structures.
+            draw: noise; None: that of training, from torch's global generator.
+        """
+        # In float32, whatever the matrix products were made in.
+        scales = {rows: alpha.float() for rows, alpha in self.scales(batch.graph).items()}
+        error = self._pass(batch.graph, scales, draw or training_noise(batch.share)).float()
         error = error - batch.target.to(error)
         if self.design.data_term == "normalised-mse":
             error = error / self._backbone.force_scale
-        return Terms(error.square().mean(), self.kl(scales))
+        fractions: dict[Rows, float] = {"nodes": batch.of_atoms, "edges": batch.of_edges}
+        return Terms(error.square().mean() * batch.of_atoms, self.kl(scales, fractions))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the objective: data term plus the weighted divergence."""

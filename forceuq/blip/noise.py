@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from forceuq.blip.variational import Rows
+from forceuq.finetuning.frames import Share
 
 
 class StructureNoise:
@@ -37,6 +38,33 @@ class StructureNoise:
         for part, generator in zip(parts, self._generators, strict=True):
             part.normal_(generator=generator)
         return numbers
+
+
+class SharedNoise:
+    """One process's rows of the numbers that torch's global generator gives for a whole batch.
+
+    Every process draws the numbers of all structures, in the order of the batch, and keeps its own: so they are the
+    same whatever the number of processes, and all generators stay in step.
+
+    Args:
+        share: of the batch.
+    """
+
+    def __init__(self, share: Share) -> None:
+        self._sizes: dict[Rows, tuple[int, ...]] = {"nodes": share.atoms, "edges": share.edges}
+        self._mine = share.mine
+
+    def __call__(self, rows: Rows, like: Tensor) -> Tensor:
+        """Return standard normal numbers of a tensor's shape, (rows, out)."""
+        sizes = self._sizes[rows]
+        numbers = torch.randn(sum(sizes), *like.shape[1:], dtype=like.dtype, device=like.device)
+        parts: tuple[Tensor, ...] = torch.split(numbers, list(sizes))
+        return torch.cat([parts[i] for i in self._mine])
+
+
+def training_noise(share: Share | None) -> Callable[[Rows, Tensor], Tensor]:
+    """Return what draws a training batch's noise from torch's global generator."""
+    return fresh_noise if share is None else SharedNoise(share)
 
 
 def fresh_noise(rows: Rows, like: Tensor) -> Tensor:

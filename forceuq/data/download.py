@@ -66,8 +66,8 @@ class _Failure(Exception):  # noqa: N818 - never leaves this module
         self.again = again
 
 
-def download(source: Source, output: Path, lock: Path, retries: int = 5, *, backoff: float = 1.0) -> None:
-    """Fetch a file; ``output`` appears when it is whole and verified.
+def download(source: Source, output: Path, lock: Path, retries: int = 5, *, backoff: float = 1.0) -> str:
+    """Fetch a file and return the address that gave it; ``output`` appears when it is whole and verified.
 
     The bytes gather in ``<output>.partial``, from which a later call goes on where the server allows it. An
     unknown SHA-256 is recorded in ``lock`` (JSON, by first address) and every later download is held to it.
@@ -101,7 +101,7 @@ def download(source: Source, output: Path, lock: Path, retries: int = 5, *, back
                 else:
                     partial.replace(output)
                     note.unlink(missing_ok=True)
-                    return
+                    return url
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             size = f"{source.size} bytes" if source.size else "the file"

@@ -64,9 +64,13 @@ class GaussianForces(nn.Module):
         return self._backbone.head_forces(features, batch), self.variance(features)
 
     def nll(self, batch: Batch) -> Tensor:
-        """Return the mean over atoms and components of the negative log-likelihood, normalised units."""
-        force, log_variance = self(batch.graph)
+        """Return the mean over atoms and components of the negative log-likelihood, normalised units.
+
+        Of a shared batch: this process's part of that mean.
+        """
+        # In float32, whatever the matrix products were made in.
+        force, log_variance = (found.float() for found in self(batch.graph))
         error = (force - batch.target.to(force)) / self._backbone.force_scale
         squares = error.square() * torch.exp(-log_variance)
-        nll: Tensor = 0.5 * (log_variance + squares + math.log(2 * math.pi)).mean()
+        nll: Tensor = 0.5 * (log_variance + squares + math.log(2 * math.pi)).mean() * batch.of_atoms
         return nll

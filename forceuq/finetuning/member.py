@@ -14,7 +14,8 @@ from forceuq.errors import ConfigurationError
 from forceuq.files import file_digest, read_json
 from forceuq.finetuning.gaussian import GaussianForces, VarianceStart, renew_last_projection
 from forceuq.finetuning.lora import inject, merge
-from forceuq.finetuning.source import frames_of, load_trainable, structure_batches
+from forceuq.finetuning.processes import Precision, Processes
+from forceuq.finetuning.source import check_device, frames_of, load_trainable, structure_batches
 from forceuq.finetuning.stored import (
     check_backbone,
     counts_of,
@@ -175,6 +176,7 @@ def fit_member(
     batch_structures: int,
     settings: TrainingSettings,
     device: str,
+    precision: Precision = 32,
 ) -> FittedMember:
     """Train one member on the Gaussian negative log-likelihood (Appendix B).
 
@@ -187,6 +189,7 @@ def fit_member(
         batch_structures: structures in a batch.
         settings: how long.
         device: where.
+        precision: of the training passes.
 
     Raises:
         ConfigurationError: no backbone in ``data``, one that cannot be fine-tuned, or no GPU for ``cuda``.
@@ -196,6 +199,8 @@ def fit_member(
     if data.backbone is None:
         raise ConfigurationError(f"a fit of kind {recipe.kind!r} needs the backbone itself, not only its features")
     source = data.backbone
+    check_device(device)
+    processes = Processes(device, precision)
     backbone, network, groups = build(source, recipe, seed, device)
     training = frames_of(backbone, source, data.train_structures, batch_structures)
     validation = frames_of(backbone, source, data.validation_structures, batch_structures)
@@ -203,13 +208,16 @@ def fit_member(
         recipe,
         seed,
         batch_structures,
+        precision,
         settings.patience,
         sorted(source.options.items()),
         file_digest(source.weights),
         training.digests(),
         validation.digests(),
     )
-    trained = train(groups, network.nll, training, validation, settings, seed, key, checkpoints / "member.pt")
+    trained = train(
+        groups, network.nll, training, validation, settings, seed, key, checkpoints / "member.pt", processes
+    )
     report = {
         "options": dict(options),
         "structures": training.n_structures,
@@ -218,6 +226,7 @@ def fit_member(
         "passes": {"backbone": 1, "head": 1},
         "seconds": {"training": trained.seconds},
         "training": trace_of(trained),
+        "processes": processes.usage(),
     }
     return FittedMember(recipe, options, seed, source, values_of(groups), report, device)
 

@@ -18,6 +18,22 @@ from forceuq.methods import BackboneSource, StructurePart
 from forceuq.predictions import PredictionBlock
 
 
+def check_device(device: str, devices: int = 1) -> None:
+    """Make sure that there are as many GPUs as ``device: cuda`` needs.
+
+    Raises:
+        ConfigurationError: there are not.
+    """
+    if device != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise ConfigurationError("device: cuda, but torch finds no GPU here; use device: cpu")
+    if torch.cuda.device_count() < devices:
+        raise ConfigurationError(
+            f"devices: {devices} on device: cuda, but torch finds {torch.cuda.device_count()} GPU here; use fewer"
+        )
+
+
 def load_trainable(source: BackboneSource, device: str, untrained_seed: int | None = None) -> TrainableBackbone:
     """Return a backbone that can be trained.
 
@@ -30,8 +46,7 @@ def load_trainable(source: BackboneSource, device: str, untrained_seed: int | No
         ConfigurationError: no GPU for ``cuda``, or a backbone that cannot be fine-tuned.
         DataError: weights that cannot be read.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("device: cuda, but torch finds no GPU here; use device: cpu")
+    check_device(device)
     module = load_backbone_module(source.kind)
     options = module.Options(**source.options)
     backbone: Any

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from forceuq.errors import DataError, FitError
 from forceuq.files import whole_file
 from forceuq.finetuning.frames import Batch, Frames
+from forceuq.finetuning.processes import Processes
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -73,9 +73,10 @@ class Trained:
 class _Run:
     """A training's state: everything that a checkpoint holds."""
 
-    def __init__(self, groups: Sequence[Group], settings: TrainingSettings, key: str) -> None:
+    def __init__(self, groups: Sequence[Group], settings: TrainingSettings, key: str, processes: Processes) -> None:
         self.settings = settings
         self.key = key
+        self.processes = processes
         self.rates = {group.name: group.learning_rate for group in groups}
         self.tensors = {name: parameter for group in groups for name, parameter in group.parameters.items()}
         if len(self.tensors) != sum(len(group.parameters) for group in groups):
@@ -123,8 +124,9 @@ class _Run:
             "best": self.best,
             "optimiser": self.optimiser.state_dict(),
         }
-        with whole_file(path) as temporary:
-            torch.save(state, temporary)
+        if self.processes.first:
+            with whole_file(path) as temporary:
+                torch.save(state, temporary)
 
     def resume(self, path: Path) -> bool:
         """Take up a checkpoint of the same training, if there is one."""
@@ -162,12 +164,15 @@ def train(
     seed: int,
     key: str,
     checkpoint: Path,
+    processes: Processes,
     validation_loss: Callable[[Batch], Tensor] | None = None,
 ) -> Trained:
     """Train by Adam until the validation loss has not fallen for ``patience`` epochs; restore the best epoch.
 
-    A loss returns the mean over a batch's atoms; torch's global generator is seeded by seed and epoch around
-    it, so a loss may draw random numbers and an interrupted training still resumes to the same bits.
+    A loss returns the mean over a batch's atoms, and of a shared batch this process's part of it, so that the
+    processes' losses and gradients add up to those of the batch. torch's global generator is seeded by seed and epoch
+    around it, the same in every process, so a loss may draw random numbers and an interrupted training still resumes
+    to the same bits, on as many processes; on another number it goes on with sums in another order.
 
     Args:
         groups: what is trained; everything else stays as it is.
@@ -178,23 +183,29 @@ def train(
         seed: of the order of structures and of the losses' random numbers.
         key: of the training, as ``key_of`` makes it; a checkpoint with another key is not used.
         checkpoint: file that is written every epoch and taken up if it is there.
+        processes: this one and those beside it. Their precision is that of the training passes; validation is in
+            float32 always, so that its losses can be compared.
         validation_loss: where it is another than ``loss``.
 
     Raises:
-        FitError: a loss that is not finite, naming epoch and structures.
+        FitError: a loss that is not finite, naming epoch and structures: in all processes.
         DataError: structures that cannot be read, or a damaged checkpoint.
     """
-    run = _Run(groups, settings, key)
+    run = _Run(groups, settings, key, processes)
     judge = validation_loss or loss
     with deterministic():
-        if not run.resume(checkpoint):
+        resumed = run.resume(checkpoint)
+        processes.must_agree(run.tensors.values(), "weights at the start")
+        if not resumed:
             run.record(None, _validate(run, judge, validation, seed))
-        with tqdm(total=settings.max_epochs, initial=run.epoch, unit="epoch", mininterval=5) as bar:
+        quiet = not processes.first
+        with tqdm(total=settings.max_epochs, initial=run.epoch, unit="epoch", mininterval=5, disable=quiet) as bar:
             while run.stopped is None:
                 began = time.perf_counter()
                 run.epoch += 1
                 run.record(_epoch(run, loss, training, seed), _validate(run, judge, validation, seed))
                 run.seconds += time.perf_counter() - began
+                processes.must_agree(run.tensors.values(), f"weights after epoch {run.epoch}")
                 run.save(checkpoint)
                 bar.update()
                 bar.set_postfix(validation=f"{run.trace[-1][1]:.4f}", best=run.best_epoch, refresh=False)
@@ -222,20 +233,27 @@ def _seeded(*numbers: int) -> Iterator[None]:
 
 
 def _epoch(run: _Run, loss: Callable[[Batch], Tensor], frames: Frames, seed: int) -> float:
+    here = run.processes
+    parameters = list(run.tensors.values())
+
     def step(value: Tensor) -> None:
         run.optimiser.zero_grad(set_to_none=True)
-        backward: Any = value
-        backward.backward()
+        here.backward(value, parameters)
         run.optimiser.step()
 
+    def cast(batch: Batch) -> Tensor:
+        with here.autocast():
+            return loss(batch)
+
     with _seeded(seed, run.epoch, 0):
-        return _mean(run, loss, frames.epoch(seed, run.epoch), step, "training")
+        return _mean(run, cast, frames.epoch(seed, run.epoch, here.rank, here.count), step, "training")
 
 
 def _validate(run: _Run, loss: Callable[[Batch], Tensor], frames: Frames, seed: int) -> float:
+    here = run.processes
     # The same random numbers every epoch: early stopping then compares weights and not draws.
     with torch.no_grad(), _seeded(seed, 0, 1):
-        return _mean(run, loss, frames.in_order(), lambda _: None, "validation")
+        return _mean(run, loss, frames.in_order(here.rank, here.count), lambda _: None, "validation")
 
 
 def _mean(
@@ -246,15 +264,18 @@ def _mean(
     what: str,
 ) -> float:
     total, atoms = 0.0, 0
-    for batch in batches:
+    for batch in map(run.processes.told, batches):
         value = loss(batch)
-        number = float(value.detach())
+        number = run.processes.total(float(value.detach()))
+        ids, sizes = (batch.structure_ids, batch.sizes)
+        if batch.share is not None:
+            ids, sizes = batch.share.structure_ids, batch.share.atoms
         if not math.isfinite(number):
             raise FitError(
-                f"epoch {run.epoch}, {what} batch of structures {', '.join(batch.structure_ids)}: the loss is"
+                f"epoch {run.epoch}, {what} batch of structures {', '.join(ids)}: the loss is"
                 f" {number}; look at these structures, or try smaller learning rates than {run.rates}"
             )
         step(value)
-        total += number * len(batch.target)
-        atoms += len(batch.target)
+        total += number * sum(sizes)
+        atoms += sum(sizes)
     return total / atoms

@@ -18,7 +18,10 @@ _FILE = "noise.safetensors"
 _SINGULAR = 1e-12
 
 
-def residual_covariance(blocks: Iterable[tuple[NDArray[Any], NDArray[np.float64]]]) -> NDArray[np.float64]:
+def residual_covariance(
+    blocks: Iterable[tuple[NDArray[Any], NDArray[np.float64]]],
+    over_all: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda sums: sums,
+) -> NDArray[np.float64]:
     """Return R^T R / N of residuals, (3, 3) (eV/Å)².
 
     About zero and not about the residuals' mean: it is the maximum-likelihood covariance of Gaussian noise
@@ -26,6 +29,7 @@ def residual_covariance(blocks: Iterable[tuple[NDArray[Any], NDArray[np.float64]
 
     Args:
         blocks: of n atoms each the structures' rows or ids (n,), for messages, and the residuals (n, 3), eV/Å.
+        over_all: adds up sums of this process's blocks and those of others that have the rest.
 
     Raises:
         FitError: there are no atoms; a residual that is not finite, naming the structure; residuals that do not
@@ -43,6 +47,8 @@ def residual_covariance(blocks: Iterable[tuple[NDArray[Any], NDArray[np.float64]
         r = np.asarray(residuals, dtype=np.float64)
         total += r.T @ r
         n += len(r)
+    *products, n = over_all(np.append(total, n)).tolist()
+    total, n = np.reshape(products, (3, 3)), int(n)
     if n == 0:
         raise FitError("there are no training atoms, so their residuals have no covariance")
     covariance: NDArray[np.float64] = total / n

@@ -101,6 +101,17 @@ class Options(BaseModel):
     )
     max_epochs: int = Field(default=1000, ge=1, description="Epochs of training, at most; our choice.")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where it is trained and predicts.")
+    devices: int = Field(
+        default=1,
+        ge=1,
+        description="Processes of one node that share each batch in training, each with a GPU of its own on cuda; the"
+        " fit is the same but for the order of sums.",
+    )
+    precision: Literal[32, "bf16-mixed"] = Field(
+        default=32,
+        description="Of the matrix products in training: float32, or bfloat16 where autocast thinks it safe;"
+        " validation and prediction are in float32.",
+    )
 
 
 def _design(options: Options) -> "tuple[Design, Rates]":
@@ -127,22 +138,30 @@ def fit(
         starts_from: must be None.
 
     Raises:
-        ConfigurationError: ``starts_from`` is given, no backbone, or no GPU for ``device: cuda``.
-        FitError: no structures, a loss that is not finite, or training residuals without a covariance.
+        ConfigurationError: ``starts_from`` is given, no backbone, or too few GPUs for ``device: cuda``.
+        FitError: no structures, a process that died, a loss that is not finite, or training residuals without a covariance.
         DataError: files that cannot be read.
     """
     from forceuq.blip.fitting import fit_blip
     from forceuq.errors import ConfigurationError
+    from forceuq.finetuning.launch import fit_together
+    from forceuq.finetuning.processes import launched
     from forceuq.finetuning.training import TrainingSettings
 
     if starts_from is not None:
         raise ConfigurationError("starts_from: a BLIP starts from the backbone; drop starts_from")
+    saved = options.model_dump(mode="json", exclude={"devices"})
+    if options.devices > 1 and not launched():
+        together: FittedBlip = fit_together(
+            "blip", data, saved, seed, checkpoints, processes=options.devices, device=options.device
+        )
+        return together
     design, rates = _design(options)
     return fit_blip(
         data,
         design,
         rates,
-        options.model_dump(mode="json"),
+        saved,
         seed,
         checkpoints,
         passes=options.passes,
@@ -150,6 +169,7 @@ def fit(
         batch_structures=options.batch_structures,
         settings=TrainingSettings(options.patience, options.max_epochs),
         device=options.device,
+        precision=options.precision,
     )
 
 

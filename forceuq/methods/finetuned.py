@@ -35,6 +35,17 @@ class Options(BaseModel):
     patience: int = Field(default=10, ge=1, description="Epochs without a lower validation loss before training stops.")
     max_epochs: int = Field(default=1000, ge=1, description="Epochs of training, at most.")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where it is trained and predicts.")
+    devices: int = Field(
+        default=1,
+        ge=1,
+        description="Processes of one node that share each batch in training, each with a GPU of its own on cuda; the"
+        " fit is the same but for the order of sums.",
+    )
+    precision: Literal[32, "bf16-mixed"] = Field(
+        default=32,
+        description="Of the matrix products in training: float32, or bfloat16 where autocast thinks it safe;"
+        " validation and prediction are in float32.",
+    )
 
 
 def _recipe(options: Options) -> "Recipe":
@@ -64,25 +75,34 @@ def fit(
         starts_from: must be None.
 
     Raises:
-        ConfigurationError: ``starts_from`` is given, no backbone, or no GPU for ``device: cuda``.
-        FitError: no structures, or a loss that is not finite.
+        ConfigurationError: ``starts_from`` is given, no backbone, or too few GPUs for ``device: cuda``.
+        FitError: no structures, a process that died, or a loss that is not finite.
         DataError: files that cannot be read.
     """
     from forceuq.errors import ConfigurationError
+    from forceuq.finetuning.launch import fit_together
     from forceuq.finetuning.member import fit_member
+    from forceuq.finetuning.processes import launched
     from forceuq.finetuning.training import TrainingSettings
 
     if starts_from is not None:
         raise ConfigurationError("starts_from: a member starts as `initial` says; drop starts_from")
+    saved = options.model_dump(mode="json", exclude={"devices"})
+    if options.devices > 1 and not launched():
+        together: FittedMember = fit_together(
+            "finetuned", data, saved, seed, checkpoints, processes=options.devices, device=options.device
+        )
+        return together
     return fit_member(
         data,
         _recipe(options),
-        options.model_dump(mode="json"),
+        saved,
         seed,
         checkpoints,
         batch_structures=options.batch_structures,
         settings=TrainingSettings(options.patience, options.max_epochs),
         device=options.device,
+        precision=options.precision,
     )
 
 

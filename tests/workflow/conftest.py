@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("Snakefile", "rules", "workflow_scripts", "forceuq", "config", "profiles", "envs")
+COPIED = ("Snakefile", "rules", "workflow_scripts", "forceuq", "rerun_reasons", "config", "profiles", "envs")
 TINY = {
     "run": "tiny",
     "seeds": [0],
@@ -86,6 +86,31 @@ class Project:
         jobs = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", stats, re.MULTILINE)}
         return {name: n for name, n in jobs.items() if name not in ("total", "all")}
 
+    def planned(self) -> set[str]:
+        """Return the messages of the jobs that a dry run names: what each would do, and to what."""
+        printed = self.snakemake("--dry-run")
+        return set(re.findall(r"^Job \d+: (.+)$", printed.stdout + printed.stderr, re.MULTILINE))
+
+    def why(self) -> list[str]:
+        """Return the lines that say what would run and why."""
+        command = [sys.executable, "-m", "rerun_reasons", *self.command()[5:]]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    def configure(self, **changes: object) -> None:
+        """Lay changes over the tiny configuration, keys joined by dots: ``methods.bll-mse.seeds``."""
+        config = yaml.safe_load(self.config.read_text())
+        for path, value in changes.items():
+            *above, last = path.split(".")
+            here = config
+            for key in above:
+                here = here.setdefault(key, {})
+            here[last] = value
+        self.config.write_text(yaml.safe_dump(config))
+
     def edit(self, file: str, old: str, new: str) -> None:
         """Replace a text that must be there."""
         path = self.folder / file
@@ -96,6 +121,7 @@ class Project:
 
 def copy_project(folder: Path) -> Project:
     """Copy the project's code into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():

@@ -1,11 +1,14 @@
 """The code digest follows meaning: imports are followed, comments and docstrings are not counted."""
 
+import os
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from forceuq import packages, source_code
 from forceuq.errors import ForceUQError
-from forceuq.fingerprint import code_fingerprint, reached_modules
+from forceuq.fingerprint import code_fingerprint, code_parts, parts_of, reached_modules
 
 
 @pytest.fixture
@@ -69,3 +72,61 @@ def test_data_files_count(package: Path, tmp_path: Path) -> None:
     before = code_fingerprint(tmp_path / "script.py", data=[data], package=package)
     data.write_text("a: 2")
     assert code_fingerprint(tmp_path / "script.py", data=[data], package=package) != before
+
+
+def test_the_release_number_does_not_count(package: Path) -> None:
+    (package / "__init__.py").write_text("__version__ = '1'\n")
+    before = fingerprint(package)
+    (package / "__init__.py").write_text("__version__ = '2'\n")
+    assert fingerprint(package) == before
+
+
+def test_packages_count_where_they_are_imported(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (package / "sub" / "c.py").write_text(
+        "from typing import TYPE_CHECKING\nimport os, numpy.linalg\nif TYPE_CHECKING:\n    import scipy\n"
+        "else:\n    import yaml\n\ndef f():\n    from tqdm import tqdm\n    import no_such_package\n"
+    )
+    (package / "d.py").write_text("import torch\n")
+    parts = code_parts(package.parent / "script.py", package=package)
+    installed = {"numpy": metadata.version("numpy"), "PyYAML": metadata.version("PyYAML")}
+    assert parts["packages"] == {**installed, "no_such_package": "not installed"}
+    assert set(parts["files"]) == {"script.py"} | {f"toy/{f}.py" for f in ("__init__", "a", "sub/b", "sub/c")} | {
+        "toy/sub/__init__.py"
+    }
+    before = fingerprint(package)
+    monkeypatch.setattr(packages, "_version", lambda name: "99")
+    packages._installed.cache_clear()
+    try:
+        assert fingerprint(package) != before
+    finally:
+        monkeypatch.undo()
+        packages._installed.cache_clear()
+
+
+def test_builds_of_one_release_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: "2.13.0+cu126")
+    assert packages._version("torch") == "2.13.0"
+
+
+def test_the_store_changes_no_digest_and_says_what_each_is_made_of(package: Path, tmp_path: Path) -> None:
+    script, store = package.parent / "script.py", tmp_path / "store"
+    plain = fingerprint(package)
+    for _ in range(2):
+        assert code_fingerprint(script, package=package, store=store) == plain
+    assert parts_of(plain, store) == code_parts(script, package=package)
+    assert parts_of("0" * 16, store) is None
+    # Bytes decide: an edit under the old time stamp and of the same size is seen.
+    state = (package / "sub" / "c.py").stat()
+    (package / "sub" / "c.py").write_text("X = 3\n")
+    os.utime(package / "sub" / "c.py", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert code_fingerprint(script, package=package, store=store) != plain
+
+
+def test_a_damaged_store_is_made_anew(package: Path, tmp_path: Path) -> None:
+    script, store = package.parent / "script.py", tmp_path / "store"
+    plain = code_fingerprint(script, package=package, store=store)
+    for file in store.iterdir():
+        file.write_text("{")
+    source_code._analyse.cache_clear()
+    assert code_fingerprint(script, package=package, store=store) == plain
+    assert parts_of(plain, store) == code_parts(script, package=package)

@@ -13,7 +13,14 @@ import yaml
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
-AFTER_METRICS = {"compare": 2, "merge_metrics": 1, "table2": 1, "recalibration_figure": 1, "shift_figure": 1}
+AFTER_METRICS = {
+    "compare": 2,
+    "merge_metrics": 1,
+    "table2": 1,
+    "recalibration_figure": 1,
+    "shift_figure": 1,
+    "ledger": 1,
+}
 AFTER_FITS = {**AFTER_METRICS, "costs": 1, "table1": 1}
 FITS = 4  # two methods, two tasks, one seed
 
@@ -79,7 +86,7 @@ def test_editing_the_bll_reruns_its_fits_and_what_follows(project):
 def test_editing_a_figure_reruns_it_alone(project):
     with (project.folder / "forceuq/figures/shift.py").open("a") as handle:
         handle.write("\n_CHANGED = 1\n")
-    assert project.would_run() == {"shift_figure": 1}
+    assert project.would_run() == {"shift_figure": 1, "ledger": 1}
 
 
 def test_editing_the_metrics_touches_no_fit(project):

@@ -1,0 +1,83 @@
+"""A run's ledger: the digest of every record that its results follow from, and one root digest over them all."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forceuq.errors import DataError
+from forceuq.provenance.chain import load_chain
+from forceuq.provenance.places import LEDGER, Folder, folder_of_log, relative
+from forceuq.provenance.schema import read_sealed, write_sealed
+
+SCHEMA = "forceuq.ledger"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a run's final job wrote down.
+
+    Args:
+        root: digest over everything else: whoever knows it can tell whether any record, and through the records any
+            file, is another than it was.
+        configuration: of the run, every value.
+        records: path relative to the results folder -> digest, of each record.
+    """
+
+    root: str
+    configuration: dict[str, Any]
+    records: dict[str, str]
+
+
+def write_ledger(log: Path, rule: str, targets: Iterable[Path], configuration: Mapping[str, Any], output: Path) -> None:
+    """Write the ledger of a run whose results are all there.
+
+    Args:
+        log: of the job that does this; it tells which run it is.
+        rule: of that job.
+        targets: the run's results.
+        configuration: of the run, as plain values.
+        output: where.
+
+    Raises:
+        DataError: a result without a record, a record that was edited, or one that is not there.
+    """
+    folder, _ = folder_of_log(log, rule)
+    chain = load_chain(folder.results, folder.name)
+    names = [relative(path, folder.results) for path in targets]
+    for name in names:
+        if name not in chain.makers:
+            raise DataError("has no record of the job that made it; remove it, to make it again", file=name)
+    lineage = chain.lineage(chain.makers[name] for name in names)
+    edited = [finding for finding in chain.findings if finding.record in lineage]
+    if edited:
+        raise DataError(f"{edited[0].detail}; remove what its job made, to make it again", file=edited[0].path)
+    for path in lineage:
+        for artefact in chain.records[path].inputs:
+            reference = artefact.record
+            if reference is not None and reference.path not in chain.records:
+                raise DataError("is missing; remove what its job made, to make it again", file=reference.path)
+    write_sealed(
+        output,
+        {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "run": folder.name,
+            "configuration": dict(configuration),
+            "records": {path: chain.records[path].digest for path in sorted(lineage)},
+        },
+    )
+
+
+def read_ledger(results: Path, run: str) -> Ledger:
+    """Read a run's ledger.
+
+    Raises:
+        DataError: it is missing (the run has not finished), damaged or edited.
+    """
+    path = Folder(results, run).path / LEDGER
+    values = read_sealed(path)
+    if (values.get("schema"), values.get("version")) != (SCHEMA, VERSION):
+        raise DataError(f"is no ledger that this code reads ({SCHEMA} {VERSION})", file=path)
+    return Ledger(values["digest"], values["configuration"], values["records"])
