@@ -28,6 +28,7 @@ except ForceUQError as error:
 
 include: "rules/layout.smk"
 include: "rules/resources.smk"
+include: "rules/sessions.smk"
 
 
 # A directory that was touched or copied is no changed one; Snakemake compares the content of files only.

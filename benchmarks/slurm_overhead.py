@@ -182,9 +182,8 @@ def main() -> None:
     )
     nothing = "Nothing to be done" in dry.stdout + dry.stderr
     processor = after.children_user + after.children_system - before.children_user - before.children_system
-    print(
-        f"dry run {'with nothing' if nothing else 'that finds something'} to do: {dry_took:.1f} s, CPU {processor:.1f} s"
-    )
+    found = "nothing" if nothing else "something"
+    print(f"dry run that finds {found} to do: {dry_took:.1f} s, of the processor {processor:.1f} s")
 
 
 if __name__ == "__main__":
