@@ -113,7 +113,9 @@ def write_whole(structures: str | Path, path: str | Path, source: str) -> None:
     write_splits(path, ids, np.arange(len(ids)), [WHOLE] * len(ids), expected=(WHOLE,), metadata={"source": source})
 
 
-def cut_groups(groups: Sequence[str], fractions: tuple[float, float, float], seed: int) -> NDArray[np.int64]:
+def cut_groups(
+    groups: Sequence[str], fractions: tuple[float, float, float], seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Cut groups into train, validation and test; no group is in two of them.
 
     The cut depends on the seed and on the set of groups alone, not on their order or how often each occurs.
@@ -124,7 +126,7 @@ def cut_groups(groups: Sequence[str], fractions: tuple[float, float, float], see
         seed: of the cut.
 
     Returns:
-        (n,) 0 for train, 1 for validation, 2 for test.
+        (k,) the use of each group: 0 train, 1 validation, 2 test; and (n,) the index of each structure's group there.
     """
     names, group = np.unique(np.asarray(groups, dtype=object), return_inverse=True)
     train, validation = round(fractions[0] * len(names)), round(fractions[1] * len(names))
@@ -132,7 +134,7 @@ def cut_groups(groups: Sequence[str], fractions: tuple[float, float, float], see
     order = np.random.default_rng(seed).permutation(len(names))
     use[order[:train]] = 0
     use[order[train : train + validation]] = 1
-    return use[group]
+    return use, group
 
 
 def read_part(splits: str | Path, part: str) -> NDArray[np.int64]:

@@ -238,3 +238,13 @@ def test_what_is_missing_is_an_error(tmp_path, metrics):
         recalibration_figures(metrics, {"bll": tmp_path / "f.png"}, METHODS, SPLITS, DATASETS, after="temperature")
     with pytest.raises(DataError, match="nothing of these splits"):
         shift_figure(metrics, tmp_path / "f.png", SPLITS, {"gp": "GP"}, DATASETS)
+
+
+def test_recalibration_figure_of_a_method_that_is_fitted_to_one_data_set(tmp_path, metrics):
+    long_table = pd.read_parquet(metrics)
+    write_frame(long_table[long_table["dataset"] == "mptrj"], tmp_path / "m.parquet", "metrics")
+    outputs, bll = {"bll": tmp_path / "f.png"}, {"bll": METHODS["bll"]}
+    recalibration_figures(tmp_path / "m.parquet", outputs, bll, SPLITS, DATASETS, fitted_to={"bll": ["mptrj"]})
+    assert set(pd.read_csv(tmp_path / "f.csv")["dataset"]) == {"mptrj"}
+    with pytest.raises(DataError, match="of bll under 'none' on rmd17"):
+        recalibration_figures(tmp_path / "m.parquet", outputs, bll, SPLITS, DATASETS)

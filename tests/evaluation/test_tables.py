@@ -121,6 +121,20 @@ def test_paper_rows_are_marked_and_neither_bold_nor_averaged(tmp_path, metrics):
     assert set(table2_frame(metrics, SPLITS, METHODS, paper={"demo": "rmd17"})["source"]) == {"this run"}
 
 
+def test_a_method_has_rows_on_the_data_sets_that_it_is_fitted_to(tmp_path, long_table):
+    other = long_table[long_table["method"] == "bll"].assign(dataset="mptrj")
+    write_frame(metrics_frame(pd.concat([long_table, other])), tmp_path / "m.parquet", "metrics")
+    splits = [("mptrj", "id", "MPtrj ID"), *SPLITS]
+    fitted_to = {"bll": ["mptrj", "rmd17"], "gp": ["rmd17"]}
+    frame = table2_frame(tmp_path / "m.parquet", splits, METHODS, fitted_to=fitted_to)
+    assert set(frame.loc[frame["split"] == "MPtrj ID", "method"]) == {METHODS["bll"]}
+    assert set(frame.loc[frame["split"] == "rMD17 ID", "method"]) == set(METHODS.values())
+    # Without it, or where it should have been fitted, what is missing is an error.
+    for wrong in (None, {"bll": ["mptrj", "rmd17"], "gp": ["mptrj", "rmd17"]}):
+        with pytest.raises(DataError, match="method 'gp' on 'mptrj/id'"):
+            table2_frame(tmp_path / "m.parquet", splits, METHODS, fitted_to=wrong)
+
+
 def test_what_is_missing_is_an_error(metrics):
     with pytest.raises(DataError, match="no metrics of 'rmd17/far'; it has rmd17/id, rmd17/ood"):
         table2_frame(metrics, [("rmd17", "far", "Far")], METHODS)

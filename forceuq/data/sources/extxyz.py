@@ -111,19 +111,18 @@ def split(structures: Path, output: Path, options: Options) -> None:
         write_whole(structures, output, "extxyz")
         return
     table = read_columns(structures, ["structure_id", "group_id"])
-    groups = table.column("group_id").to_pylist()
-    use = cut_groups(groups, options.fractions, options.seed)
+    use, group = cut_groups(table.column("group_id").to_pylist(), options.fractions, options.seed)
     if len(np.unique(use)) < len(PARTS):
         raise DataError(
-            f"{len(set(groups))} groups are too few for train, validation and test with the shares "
+            f"{len(use)} groups are too few for train, validation and test with the shares "
             f"{list(options.fractions)}; use a finer group_by (frame, or an info key)",
             file=structures,
         )
     write_splits(
         output,
         table.column("structure_id").to_pylist(),
-        np.arange(len(use)),
-        [PARTS[index] for index in use.tolist()],
+        np.arange(len(group)),
+        [PARTS[index] for index in use[group].tolist()],
         expected=PARTS,
         metadata={"source": "extxyz", "seed": options.seed, "fractions": options.fractions},
     )

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from forceuq.data.json_members import Span, member_spans, read_span
-from forceuq.data.splits import PartRef, Task, write_splits
+from forceuq.data.splits import PartRef, Task, cut_groups, write_splits
 from forceuq.data.structure_blocks import StructureBlock
 from forceuq.data.structures import StructureWriter, read_columns, structures_metadata
 from forceuq.errors import DataError
@@ -109,15 +109,8 @@ def split(structures: Path, output: Path, options: Options) -> None:
     if (source := structures_metadata(structures).get("source")) != "mptrj":
         raise DataError(f"holds {source!r}, not 'mptrj'; read the raw file again", file=structures)
     table = read_columns(structures, ["structure_id", "group_id", "energy_above_relaxed"])
-    materials, material = np.unique(np.asarray(table.column("group_id").to_pylist(), dtype=object), return_inverse=True)
+    use, material = cut_groups(table.column("group_id").to_pylist(), options.fractions, options.seed)
     above = table.column("energy_above_relaxed").to_numpy()
-    n = len(materials)
-    train, val = round(options.fractions[0] * n), round(options.fractions[1] * n)
-    # 0 train, 1 validation, 2 test.
-    use = np.full(n, 2)
-    order = np.random.default_rng(options.seed).permutation(n)
-    use[order[:train]] = 0
-    use[order[train : train + val]] = 1
     stratum = np.digitize(above, options.strata)
     part = np.where(use[material] == 2, stratum + 2, np.where(stratum == 0, use[material], -1))
     rows = np.flatnonzero(part >= 0)
