@@ -34,7 +34,8 @@ def test_a_finished_run_is_verified_from_every_cell_and_figure_to_the_sources(fi
     assert {"tiny/tables/table2.md", "tiny/figures/shift/shift.pdf", "tiny/ledger.json"} <= set(report["results"])
     tables = {address.partition(":")[0] for address in report["cells"]}
     assert tables == {"table1", "table2", "costs"}
-    assert sum(address.startswith("table2:") for address in report["cells"]) == 2 * 6 * 3 * 4
+    rows = (finished.folder / "results/tiny/tables/table2.csv").read_text().count("this run")
+    assert sum(address.startswith("table2:") for address in report["cells"]) == rows * 4 > 0
 
 
 def test_a_cell_is_traced_to_seeds_fits_caches_and_weights(finished: Project) -> None:
