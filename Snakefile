@@ -27,6 +27,8 @@ except ForceUQError as error:
 
 
 include: "rules/layout.smk"
+include: "rules/resources.smk"
+include: "rules/sessions.smk"
 
 
 # A directory that was touched or copied is no changed one; Snakemake compares the content of files only.
@@ -34,7 +36,6 @@ if workflow.is_main_process:
     restore_times(RESULTS, CONFIG.run)
 
 
-include: "rules/resources.smk"
 include: "rules/data.smk"
 include: "rules/backbone.smk"
 include: "rules/features.smk"

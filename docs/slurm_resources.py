@@ -68,7 +68,8 @@ def table(configuration: str) -> str:
         "| rule | of | jobs | cores | GPUs | memory (GB) | time (h:mm) |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for (rule, cores, gpus, memory, time), jobs in requests(dry_run(configuration)).items():
+    # Dry runs print jobs in no fixed order.
+    for (rule, cores, gpus, memory, time), jobs in sorted(requests(dry_run(configuration)).items()):
         names = ", ".join(sorted(set(filter(None, jobs))))
         hours, minutes = divmod(int(time), 60)
         lines.append(

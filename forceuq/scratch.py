@@ -54,5 +54,6 @@ def _copied(folders: Sequence[Path], size: int, there: Path, stack: contextlib.E
         _LOGGER.info("copying %.1f GB of features to %s", size / 1e9, place)
         return tuple(Path(shutil.copytree(folder, place / f"{number}")) for number, folder in enumerate(folders))
     except OSError as error:
+        stack.close()  # half a copy would fill the disk for the others
         _LOGGER.warning("%s: %s: not used", there, error)
         return tuple(folders)

@@ -1,16 +1,7 @@
 """What each rule's jobs ask a cluster for; the estimates themselves are in forceuq/cluster/."""
 
-import shutil
-
 from forceuq.cluster import requests
-from forceuq.cluster.attempts import (
-    nodes_to_avoid,
-    partitions,
-    past_jobs,
-    refuse_cancelled,
-)
 from forceuq.cluster.kinds import effort_of_method, share_of_part, speed_of_backbone
-from forceuq.cluster.sessions import cancel_left_over, session_name
 from forceuq.cluster.site import limits_of, load_site, partitions_of
 from forceuq.data.sources import max_threads
 from forceuq.methods import needs_structures
@@ -24,33 +15,6 @@ try:
     LIMITS = [limits_of(PARTITIONS, gpus) for gpus in (0, 1)]
 except ForceUQError as error:
     raise WorkflowError(str(error)) from None
-
-
-# A run that was killed may have left jobs that write what this one is about to write. Jobs themselves have no hooks.
-onstart:
-    if shutil.which("squeue"):
-        try:
-            for job in cancel_left_over(Path.cwd()):
-                logger.warning(
-                    f"Cancelled job {job.identifier} of an earlier run: {job.comment}"
-                )
-        except ForceUQError as error:
-            # Without a cluster the run needs no answer: Slurm's programs can be there and no scheduler.
-            if not workflow.local_exec:
-                raise WorkflowError(str(error)) from None
-
-
-def elsewhere(attempt):
-    """Options of sbatch that keep a job which is tried again off nodes that fail every job."""
-    if attempt == 1 or not workflow.is_main_process or not shutil.which("squeue"):
-        return ""
-    try:
-        jobs = past_jobs(session_name())
-        refuse_cancelled(jobs)
-        avoided = nodes_to_avoid(jobs, partitions())
-    except ForceUQError as error:
-        raise WorkflowError(str(error)) from None
-    return f"--exclude={','.join(avoided)}" if avoided else ""
 
 
 def asked(estimate, placed=True):

@@ -20,6 +20,8 @@ BASE_MB = 2500
 GPU_BASE_MB = 6000
 # The workflow's own processes without PyTorch.
 LIGHT_MB = 1500
+# Records and row groups on their way.
+READING_MB = 4000
 # They read and shuffle beside each GPU.
 CORES_PER_GPU = 4
 # A process that parses a piece of a raw file (forceuq.data.sources).
@@ -117,13 +119,13 @@ def reading(atoms: int, processes: int = 1) -> Request:
         processes: that the reader can use.
     """
     if atoms / READ <= SHORT_SECONDS:
-        return _request(LIGHT_MB, atoms / READ)
-    return _request(LIGHT_MB + processes * PARSER_MB, atoms / READ / processes, cores=processes)
+        return _request(READING_MB, atoms / READ)
+    return _request(READING_MB + processes * PARSER_MB, atoms / READ / processes, cores=processes)
 
 
 def splitting(structures: int, atoms: int) -> Request:
     """Return what cutting a data set into parts asks for: ids, groups and energies are held, some 500 B each."""
-    return _request(LIGHT_MB + structures * 500 // 10**6, atoms / SPLIT)
+    return _request(LIGHT_MB + structures * 500 // 10**6, atoms / SPLIT, cores=1)
 
 
 def caching(atoms: int, speed: Speed, device: str, workers: int) -> Request:
@@ -152,19 +154,20 @@ def fitting(
         speed: of the backbone, for methods that run it; None: they work on cached features.
         width: features of an atom.
         memory_gb: that the method holds beside its data, GiB.
-        devices: GPUs that share each batch, where ``device`` is cuda.
+        devices: GPUs that share each batch, or processes where ``device`` is cpu.
     """
     gpus = devices if device == "cuda" else 0
     expected = min(epochs, EPOCHS_SMALL if atoms < LARGE_ATOMS else EPOCHS_LARGE)
     if speed is None:
         seconds = atoms * (expected / CACHED_TRAINING[device] / max(gpus, 1) + 2 / CACHED_PASS)
-        held = min(POOL_BYTES, 2 * atoms * (4 * width + 24))
+        held = min(POOL_BYTES, 2 * atoms * (4 * width + 24)) if expected else 0
     else:
         rate = gpus * speed.gpu if gpus else speed.core
         seconds = atoms * (expected * TRAINING[device] + 2) / rate
         held = 0
-    memory = (GPU_BASE_MB * gpus or BASE_MB) + (held + memory_gb * 2**30) / 10**6
-    return replace(_request(memory, seconds, cores=CORES_PER_GPU * gpus), gpus=gpus)
+    memory = (GPU_BASE_MB * gpus or BASE_MB * devices) + (held + memory_gb * 2**30) / 10**6
+    request = _request(memory, seconds, cores=CORES_PER_GPU * gpus)
+    return replace(request, gpus=gpus, cores=max(request.cores, devices))
 
 
 def predicting(atoms: int, device: str, speed: Speed | None = None, passes: int = 1, memory_gb: float = 0.0) -> Request:
@@ -184,23 +187,23 @@ def evaluating(atoms: int, held_atoms: int, tables: int = 1) -> Request:
         tables: predictions that are held at once.
     """
     # Target, mean and two covariances are 18 doubles an atom, and as much again for what is computed from them, twice.
-    return _request(LIGHT_MB + held_atoms * tables * 18 * 8 * 3 / 10**6, atoms / EVALUATE)
+    return _request(LIGHT_MB + held_atoms * tables * 18 * 8 * 3 / 10**6, atoms / EVALUATE, cores=1)
 
 
 def drawing_surfaces(atoms: int, held_atoms: int, points: int) -> Request:
     """Return what likelihoods over a grid of points ask for; like ``evaluating``."""
     request = evaluating(0, held_atoms)
-    return _request(request.memory_mb, atoms / EVALUATE + atoms * points / SURFACE)
+    return _request(request.memory_mb, atoms / EVALUATE + atoms * points / SURFACE, cores=1)
 
 
 def comparing(atoms: int, held_atoms: int, draws: int) -> Request:
     """Return what the paired bootstrap asks for; like ``evaluating``, with its draws."""
     request = evaluating(0, held_atoms, tables=2)
-    return _request(request.memory_mb, atoms / EVALUATE + atoms * draws / BOOTSTRAP)
+    return _request(request.memory_mb, atoms / EVALUATE + atoms * draws / BOOTSTRAP, cores=1)
 
 
 def _request(memory_mb: float, seconds: float, cores: int = 0) -> Request:
-    """Round up; take up to eight cores where one would take long."""
+    """Round up; where ``cores`` is not given, take up to eight when one would take long."""
     needed = MARGIN * seconds
     if not cores:
         cores = max(1, min(8, math.ceil(needed / (4 * SHORT_SECONDS))))

@@ -53,6 +53,9 @@ class Site(BaseModel):
     )
     max_jobs: int = Field(default=100, ge=1, description="Jobs that are queued or running at once, at most.")
     retries: int = Field(default=3, ge=0, description="Further attempts of a job that failed.")
+    array_rules: tuple[str, ...] = Field(
+        default=(), description="Rules whose jobs are sent as arrays; they must all ask for the same."
+    )
     status_seconds: int = Field(default=20, ge=1, description="Seconds before a job's state is asked for first.")
     latency_seconds: int = Field(default=60, ge=0, description="Seconds that a file may take to appear elsewhere.")
     setup: tuple[str, ...] = Field(
