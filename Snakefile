@@ -51,6 +51,7 @@ include: "rules/audit.smk"
 
 localrules:
     all,
+    caches,
 
 
 rule all:
@@ -58,3 +59,8 @@ rule all:
     input:
         TARGETS,
         rules.ledger.output,
+
+
+rule caches:
+    input:
+        CACHES,
