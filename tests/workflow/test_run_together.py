@@ -95,7 +95,7 @@ def test_two_real_runs_share_one_cache(tmp_path: Path) -> None:
     project = copy_project(tmp_path / "project")
     config = {
         **TINY,
-        "datasets": {**TINY["datasets"], "alloys": None},
+        "datasets": {**TINY["datasets"], **dict.fromkeys(("alloys", "metals", "ternaries"))},
         "methods": {**TINY["methods"], "bll-mse": None},
         "figures": {"surface": None},
     }
