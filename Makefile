@@ -7,7 +7,7 @@ PROFILE ?=
 version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 lock := envs/lock-py$(version).txt
 bin := $(VENV)/bin
-snakemake := $(bin)/snakemake $(if $(PROFILE),--profile $(PROFILE)) $(if $(CONFIG),--configfile $(CONFIG))
+snakemake := $(bin)/python workflow_scripts/run_together.py $(if $(PROFILE),--profile $(PROFILE)) $(if $(CONFIG),--configfile $(CONFIG))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run why slurm-check slurm-table test test-slurm lint format schema envs clean
@@ -29,7 +29,7 @@ setup: $(VENV)/.ready ## create .venv with the locked dependencies and the packa
 
 demo: setup ## run the demo: no downloads, eight minutes on two cores
 	@$(bin)/python workflow_scripts/unlock_stale.py
-	@$(bin)/snakemake --quiet rules host
+	@$(bin)/python workflow_scripts/run_together.py --quiet rules host
 	@echo; cat results/demo/tables/table2.md; echo
 	@echo "Done. Tables, figures and metrics: results/demo/ (results/README.md says what is where)."
 

@@ -52,6 +52,7 @@ include: "rules/audit.smk"
 
 localrules:
     all,
+    caches,
 
 
 rule all:
@@ -59,3 +60,8 @@ rule all:
     input:
         TARGETS,
         rules.ledger.output,
+
+
+rule caches:
+    input:
+        CACHES,

@@ -78,6 +78,20 @@ def feature_folders(references):
     ]
 
 
+# All that runs share, and that a run needs before it makes anything of its own.
+CACHES = []
+if CONFIG.backbone is not None:
+    CACHES = [
+        CACHE / "backbones" / BACKBONE / "head.safetensors",
+        *{
+            folder: None
+            for task in TASKS.values()
+            for parts in (task.train, task.validation, *task.evaluate.values())
+            for folder in feature_folders(parts)
+        },
+    ]
+
+
 def of_all(methods, pattern):
     """A path pattern filled in for every data set, task and seed of some methods."""
     return [

@@ -15,6 +15,8 @@ def running(folder: Path) -> list[int]:
         command = process.info["cmdline"] or []
         if process.pid == os.getpid() or not any(Path(part).name == "snakemake" for part in command[:4]):
             continue
+        if "--nolock" in command:  # started by run_together.py, which has locks of its own
+            continue
         try:
             if Path(process.cwd()) == folder:
                 found.append(process.pid)

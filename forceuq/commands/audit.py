@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from forceuq.errors import ConfigurationError, DataError
-from forceuq.files import write_json
 from forceuq.provenance.audit import Report, audit
 from forceuq.provenance.findings import GRAVE, Kind
 from forceuq.provenance.ledger import read_ledger
@@ -76,7 +75,8 @@ def _planned(run: Path, project: Path, configfiles: list[Path]) -> tuple[dict[st
             except DataError:
                 return None, "none is given, and the run has no ledger with its own"
             files = [Path(folder) / "configuration.json"]
-            write_json(files[0], configuration)
+            # In its own order, which is that of tables and figures.
+            files[0].write_text(json.dumps(configuration), encoding="utf-8")
         command = [sys.executable, "-m", "rerun_reasons.configured", "--configfile", *map(str, files)]
         done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -76,7 +76,7 @@ def _facts(folder: Path) -> dict[str, dict[str, Any]]:
     sources: dict[str, str] = {}
     packages: dict[str, set[str]] = defaultdict(set)
     machines: dict[str, set[str]] = defaultdict(set)
-    modules: dict[str, set[str]] = defaultdict(set)
+    modules: dict[str, dict[str, str]] = defaultdict(dict)  # name -> digest of a kept source -> folder that keeps it
     for path in sorted(ledger.records):
         record = chain.records[path]
         if not record.inputs:
@@ -86,18 +86,20 @@ def _facts(folder: Path) -> dict[str, dict[str, Any]]:
         for name in ("cpu", "gpu", "system"):
             machines[name].add(str(getattr(record.machine, name)))
         for name, digest in record.code.modules.items():
-            modules[name].add(_meaning(chain, record.run, name, digest))
+            modules[name].setdefault(digest, record.run)
     configuration = {key: value for key, value in ledger.configuration.items() if key not in ("run", "results")}
     return {
         "configuration": configuration,
         "sources": sources,
-        "code": _joined(modules),
+        "code": _joined(
+            {name: {_meaning(chain, *each, name) for each in found.items()} for name, found in modules.items()}
+        ),
         "packages": _joined(packages),
         "machines": _joined(machines),
     }
 
 
-def _meaning(chain: Chain, run: str, name: str, digest: str) -> str:
+def _meaning(chain: Chain, digest: str, run: str, name: str) -> str:
     """Return the digest of what a kept source does; comments and layout are no difference."""
     content = kept(Folder(chain.results, run), digest)
     try:

@@ -12,7 +12,7 @@ from forceuq.provenance.jobs import recorded
 from forceuq.provenance.ledger import write_ledger
 
 DATASETS = {"free": "CC0-1.0", "nd": "CC-BY-NC-ND-4.0", "unstated": None}
-STRUCTURES = b"structures of "
+STRUCTURES = b"\0\1toy structures: "  # in no source file
 
 
 class Toy:
