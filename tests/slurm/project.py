@@ -37,6 +37,8 @@ SMALL = {
 }
 # What a user of the test cluster writes; jobs of seconds are asked for sooner than those of hours.
 SITE = {"account": "lab", "status_seconds": 3, "latency_seconds": 10, "retries": 2}
+# For what takes a minute: a machine may be busy. A run that hangs is killed after it.
+PATIENCE = 1800.0
 METRICS = "results/small/metrics.parquet"
 
 
@@ -64,7 +66,7 @@ class Run:
             )
         self.running.append(self)
 
-    def wait(self, seconds: float = 420) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """Return the exit status."""
         try:
             return self.process.wait(seconds)
@@ -72,12 +74,12 @@ class Run:
             self.kill()
             raise TimeoutError(f"Snakemake did not end within {seconds:.0f} s:\n{self.text()}") from None
 
-    def succeed(self, seconds: float = 420) -> str:
+    def succeed(self, seconds: float = PATIENCE) -> str:
         """Wait for it to end well and return what it printed."""
         assert self.wait(seconds) == 0, self.text()
         return self.text()
 
-    def fail(self, seconds: float = 420) -> str:
+    def fail(self, seconds: float = PATIENCE) -> str:
         """Wait for it to end badly and return what it printed."""
         assert self.wait(seconds) != 0, self.text()
         return self.text()
@@ -190,7 +192,7 @@ class Project:
         events = (Event(float(t), *rest) for t, *rest in (line.split(" ", 4) for line in lines))
         return [event for event in events if event.stage == stage and event.what.startswith(what)]
 
-    def wait_for(self, run: Run, stage: str, what: str = "begin", count: int = 1, seconds: float = 240) -> Event:
+    def wait_for(self, run: Run, stage: str, what: str = "begin", count: int = 1, seconds: float = PATIENCE) -> Event:
         """Wait until jobs of a stage have noted something ``count`` times, and return the latest."""
 
         def there() -> bool:

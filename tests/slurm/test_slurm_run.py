@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slurm
 def test_a_whole_run_gives_what_the_local_run_gives(cluster, project):
     shutil.rmtree(project.folder / "results")
     run = project.start(cluster)
-    run.succeed(1200)
+    run.succeed()
     assert project.metrics() == project.wanted
 
     jobs = [job for job in cluster.jobs() if job.fields["WorkDir"] == str(project.folder)]
@@ -39,7 +39,7 @@ def test_a_gpu_job_gets_its_a100_and_stops_where_it_finds_none(cluster, project)
     project.forget_fits()
     project.configure(device="cuda", features={"device": "auto"})
     project.site(retries=0, gpu_model="a100")
-    printed = project.start(cluster, METRICS).fail(600)
+    printed = project.start(cluster, METRICS).fail()
     (fit,) = project.jobs(cluster, "fit")
     (row,) = [row for row in cluster.accounts("JobID,Partition,AllocTRES") if row["JobID"] == fit.id]
     assert row["Partition"] == "gpu"
@@ -54,5 +54,5 @@ def test_a_gpu_job_gets_its_a100_and_stops_where_it_finds_none(cluster, project)
 def test_without_accounting(cluster_without_accounting, project):
     project.forget_fits()
     project.site(accounting=False, account=None)
-    project.start(cluster_without_accounting, METRICS).succeed(600)
+    project.start(cluster_without_accounting, METRICS).succeed()
     assert project.metrics() == project.wanted
