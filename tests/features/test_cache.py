@@ -1,5 +1,8 @@
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 from dataclasses import replace
 from itertools import pairwise
 
@@ -228,6 +231,26 @@ def test_an_interrupted_write_leaves_no_manifest_and_can_be_repeated(written):
     write(directory, data, SIZES, atoms_per_file=1000)
     assert len(list(directory.glob("atoms-*"))) == 1
     assert sum(len(b) for b in FeatureReader([directory]).blocks()) == sum(SIZES)
+
+
+def test_a_killed_write_is_repeated_to_the_same_bytes(written):
+    directory, data = written
+    whole = {path.name: path.read_bytes() for path in directory.iterdir()}
+
+    def killed():
+        with FeatureWriter(directory, META, atoms_per_file=100, row_group_atoms=50) as writer:
+            writer.add(**{name: values[:163] for name, values in data.items()})
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert list(directory.glob(".atoms-*.part.parquet"))
+    with pytest.raises(DataError, match="not finished"):
+        FeatureReader([directory])
+    write(directory, data, SIZES, atoms_per_file=100)
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == whole
 
 
 @pytest.mark.parametrize(
