@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v) 2>/dev/null)) python3)
 VENV ?= .venv
 CONFIG ?=
+DEVICE ?=
 PROFILE ?=
 version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 lock := envs/lock-py$(version).txt
@@ -10,7 +11,7 @@ bin := $(VENV)/bin
 snakemake := $(bin)/python workflow_scripts/run_together.py $(if $(PROFILE),--profile $(PROFILE)) $(if $(CONFIG),--configfile $(CONFIG))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run why slurm-check slurm-table test test-slurm lint format schema envs clean
+.PHONY: help setup demo run why plan slurm-check slurm-table test test-slurm lint format schema envs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -39,6 +40,9 @@ run: setup ## run a configuration: make run CONFIG="config/rmd17.yaml config/ove
 
 why: setup ## say what would run, and why: make why CONFIG=...
 	@$(bin)/python -m rerun_reasons $(if $(CONFIG),--configfile $(CONFIG))
+
+plan: setup ## say what a run will cost: make plan CONFIG=... [DEVICE="records in benchmarks/throughput/"]
+	@$(bin)/python workflow_scripts/plan.py $(if $(CONFIG),--configfile $(CONFIG)) $(if $(DEVICE),--device $(DEVICE))
 
 slurm-check: setup ## ask the cluster about itself: write slurm/site.yaml, or check the one there is
 	@$(bin)/python workflow_scripts/slurm_check.py

@@ -101,7 +101,7 @@ def perturbed(frames: dict[str, Any], rng: np.random.Generator) -> dict[str, Any
 
 def pool(folder: Path) -> list[bytes]:
     """Return the texts of materials that the files are made of."""
-    generate(folder / "few", Options(pairs=(("Cu", "Au"), ("Al", "Ni")), materials_per_pair=4, frames=FRAMES))
+    generate(folder / "few", Options(pairs=(("Cu", "Au"), ("Al", "Ni")), materials_per_pair=2, frames=FRAMES))
     materials = list(json.loads((folder / "few").read_bytes()).values())
     rng, texts = np.random.default_rng(0), []
     while sum(map(len, texts)) < POOL_BYTES:
@@ -125,6 +125,17 @@ def _repeated(texts: list[bytes]) -> Iterator[bytes]:
         yield from texts
 
 
+def ijson_alone(raw: Path) -> Measured:
+    """Measure ijson on a file."""
+    run, size = measure(IJSON, raw), raw.stat().st_size
+    print(
+        f"ijson    {size / 1e9:6.3f} GB {run.wall:7.1f} s {run.processor:7.1f} s processor"
+        f" {size / run.wall / 1e6:6.1f} MB/s",
+        flush=True,
+    )
+    return run
+
+
 def exponent(sizes: list[float], values: list[float]) -> float:
     """Return the slope of a line through the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
@@ -142,7 +153,7 @@ def main() -> None:
             write(raw, texts, gigabytes * 1e9 / share)
             sizes.append(raw.stat().st_size / 1e9)
             if share == 8:
-                alone = [measure(IJSON, raw)]
+                alone = [ijson_alone(raw)]
             runs.append(measure(CONVERT, raw, folder / "structures.parquet", int(threads)))
             print(
                 f"convert  {sizes[-1]:6.3f} GB {runs[-1].wall:7.1f} s {runs[-1].processor:7.1f} s processor"
@@ -151,12 +162,7 @@ def main() -> None:
                 flush=True,
             )
         write(raw, texts, gigabytes * 1e9 / 8)
-        alone.append(measure(IJSON, raw))
-        for run in alone:
-            print(
-                f"ijson    {sizes[0]:6.3f} GB {run.wall:7.1f} s {run.processor:7.1f} s processor"
-                f" {1e3 * sizes[0] / run.wall:6.1f} MB/s"
-            )
+        alone.append(ijson_alone(raw))
     last = runs[-1]
     curve = [f"{part.max() / 2**20:.0f}" for part in np.array_split(np.array(last.resident), 10)]
     wall, processor = (min(getattr(run, field) for run in alone) / sizes[0] for field in ("wall", "processor"))

@@ -282,6 +282,16 @@ def load(weights: Path, options: Options, device: str = "cpu") -> OrbBackbone:
     return OrbBackbone(model, device)
 
 
+def write_random(options: Options, output: Path, seed: int = 0) -> None:
+    """Write random weights of an architecture: for measuring what it costs where its own are not at hand."""
+    import torch
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        save_file(_architecture(options.architecture).state_dict(), output)
+
+
 def untrained(weights: Path, options: Options, seed: int, device: str = "cpu") -> OrbBackbone:
     """Return an Orb with random weights; the normaliser of the forces is that of the weights in a file."""
     import torch
