@@ -10,7 +10,7 @@ bin := $(VENV)/bin
 snakemake := $(bin)/snakemake $(if $(PROFILE),--profile $(PROFILE)) $(if $(CONFIG),--configfile $(CONFIG))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run why slurm-check slurm-table test lint format schema envs clean
+.PHONY: help setup demo run why slurm-check slurm-table test test-slurm lint format schema envs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -37,17 +37,20 @@ run: setup ## run a configuration: make run CONFIG="config/rmd17.yaml config/ove
 	@$(bin)/python workflow_scripts/unlock_stale.py $(if $(CONFIG),--configfile $(CONFIG))
 	@$(snakemake)
 
+why: setup ## say what would run, and why: make why CONFIG=...
+	@$(bin)/python -m rerun_reasons $(if $(CONFIG),--configfile $(CONFIG))
+
 slurm-check: setup ## ask the cluster about itself: write slurm/site.yaml, or check the one there is
 	@$(bin)/python workflow_scripts/slurm_check.py
 
 slurm-table: setup ## write docs/slurm-resources.md: what every rule asks for
 	@$(bin)/python docs/slurm_resources.py
 
-why: setup ## say what would run, and why: make why CONFIG=...
-	@$(bin)/python -m rerun_reasons $(if $(CONFIG),--configfile $(CONFIG))
-
 test: setup ## run the test suite
 	@$(bin)/python -m pytest
+
+test-slurm: setup ## what clusters do to jobs, done to a real Slurm (docs/slurm-tests.md)
+	@$(bin)/python -m pytest tests/slurm -m "slurm or slurm_faults"
 
 lint: setup ## ruff, mypy, snakefmt, snakemake --lint
 	@$(bin)/ruff check . && $(bin)/ruff format --check .

@@ -27,7 +27,6 @@ except ForceUQError as error:
 
 
 include: "rules/layout.smk"
-include: "rules/resources.smk"
 
 
 # A directory that was touched or copied is no changed one; Snakemake compares the content of files only.
@@ -35,9 +34,12 @@ if workflow.is_main_process:
     restore_times(RESULTS, CONFIG.run)
 
 
+include: "rules/cluster.smk"
+include: "rules/resources.smk"
 include: "rules/data.smk"
 include: "rules/backbone.smk"
 include: "rules/features.smk"
+include: "rules/statistics.smk"
 include: "rules/fit_inputs.smk"
 include: "rules/fit.smk"
 include: "rules/evaluate.smk"

@@ -43,7 +43,7 @@ rule metrics:
         "../envs/conda-cpu.yaml"
     threads: cores(to_measure)
     resources:
-        **asked(to_measure),
+        **asked(to_measure, placed=False),
     params:
         splits=lambda w: ["validation", *task_of(w).evaluate],
         code=code("metrics.py"),

@@ -8,6 +8,7 @@ rule fit:
         validation=lambda w: feature_folders(task_of(w).validation),
         head=CACHE / "backbones" / BACKBONE / "head.safetensors",
         start=start_of,
+        statistics=statistics_of,
     output:
         fit=directory(RUN / "fits" / FIT),
     log:

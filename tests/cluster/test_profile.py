@@ -108,7 +108,7 @@ def test_the_page_of_requests_is_what_dry_runs_print(tmp_path):
     assert (ROOT / "docs/slurm-resources.md").read_text(encoding="utf-8") == text, "run `make slurm-table`"
     # Whatever runs the backbone or trains asks for a GPU there, and nothing else does.
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    on_gpus = {(rule, name) for rule, names, _, _, gpus, *_ in rows if gpus == "1" for name in names.split(", ")}
+    on_gpus = {(rule, name) for rule, _, names, _, _, gpus, *_ in rows if gpus == "1" for name in names.split(", ")}
     assert ("fit", "lora") in on_gpus
     assert ("predict", "lora") in on_gpus
     assert ("features", "train") in on_gpus

@@ -38,6 +38,7 @@ def test_locks_pin_exact_versions(version):
         ["rmd17", "overlays/forceuq-small", "overlays/rmd17-two-cores"],
         ["mptrj"],
         ["mptrj", "overlays/forceuq-small"],
+        ["paper"],
         ["backbone-small"],
     ],
     ids="+".join,
