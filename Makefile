@@ -4,6 +4,7 @@ PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v) 2
 VENV ?= .venv
 CONFIG ?=
 PROFILE ?=
+TORCH ?=
 version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 lock := envs/lock-py$(version).txt
 bin := $(VENV)/bin
@@ -20,6 +21,7 @@ $(VENV)/.ready: $(lock) pyproject.toml
 	@echo "Setting up $(VENV) with $(PYTHON) ($(version)) from $(lock)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check --requirement $(lock)
+	@$(if $(TORCH),$(bin)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --requirement envs/torch-$(TORCH).txt)
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 

@@ -26,6 +26,10 @@ except ForceUQError as error:
     raise WorkflowError(str(error)) from None
 
 
+# For `--sdm apptainer`; made from envs/forceuq.def.
+container: "envs/forceuq.sif"
+
+
 include: "rules/layout.smk"
 
 

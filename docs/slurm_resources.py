@@ -34,8 +34,7 @@ def dry_run(configuration: str) -> str:
         for file in Path(folder, "rules").glob("*.smk"):
             file.write_text(re.sub(r"\n +message:\n +\".*\"", "", file.read_text(encoding="utf-8")), encoding="utf-8")
         done = subprocess.run(
-            # With as many cores as a node has: a local run would cut `threads` down to this machine's.
-            [sys.executable, "-m", "snakemake", "-n", "--cores", "64", "--configfile", f"config/{configuration}.yaml"],
+            [sys.executable, "-m", "snakemake", "-n", "--configfile", f"config/{configuration}.yaml"],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -57,7 +56,7 @@ def requests(printed: str) -> dict[tuple[str, ...], list[str]]:
             continue
         wildcards = dict(re.findall(r"(\w+)=([^,]*)", fields.get("wildcards", "")))
         dataset = re.sub(r"-[0-9a-f]{8}$", "", wildcards.get("dataset", ""))  # the cache's folders have a digest
-        request = (rule, dataset, fields.get("threads", "1"), asked["gpu"], asked["mem_mb"], asked["runtime"])
+        request = (rule, dataset, asked["cpus_per_task"], asked["gpu"], asked["mem_mb"], asked["runtime"])
         found[request].append(wildcards.get("method") or wildcards.get("part") or "")
     return dict(found)
 

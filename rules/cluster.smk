@@ -22,6 +22,13 @@ except ForceUQError as error:
     raise WorkflowError(str(error)) from None
 
 
+# The conda environment of jobs that may run on a GPU. One for all methods: CUDA's PyTorch runs on the CPU too.
+ON_CUDA = {CONFIG.features.device} | {
+    getattr(method.options, "device", None) for method in CONFIG.methods.values()
+}
+GPU_ENVIRONMENT = f"../envs/conda-{'cuda' if 'cuda' in ON_CUDA else 'cpu'}.yaml"
+
+
 def refuse_unequal_arrays():
     """Every task of an array gets the first one's request: all must ask for the same."""
     asked_by = {}
@@ -82,6 +89,8 @@ def asked(estimate, placed=True):
         **(place if placed else {}),
         "mem_mb": lambda wildcards, attempt: of_attempt(wildcards, attempt).memory_mb,
         "runtime": lambda wildcards, attempt: of_attempt(wildcards, attempt).minutes,
+        # Beside `threads`, which Snakemake cuts down to the cores of the machine that it runs on: a login node's.
+        "cpus_per_task": lambda wildcards: of_cores(estimate(wildcards)),
         "gpu": lambda wildcards: estimate(wildcards).gpus,
         "gpu_model": lambda wildcards: (
             SITE.gpu_model if SITE.gpu_model and estimate(wildcards).gpus else ""

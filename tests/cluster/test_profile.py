@@ -126,7 +126,7 @@ def test_the_demo_asks_for_no_gpu_and_one_core_a_job(tmp_path):
     (tmp_path / "Snakefile").write_text(
         (tmp_path / "Snakefile").read_text()
         + f"\n\nimport atexit\natexit.register(lambda: open({str(seen)!r}, 'w').writelines("
-        "f\"{job.rule.name} {job.threads} {job.resources.get('gpu', 0)} {job.resources.get('gpu_model', '')}.\\n\" "
+        "f\"{job.rule.name} {job.threads} {job.resources.get('cpus_per_task', 1)} {job.resources.get('gpu', 0)} {job.resources.get('gpu_model', '')}.\\n\" "
         "for job in workflow.dag.jobs))\n"
     )
     subprocess.run(
@@ -137,4 +137,4 @@ def test_the_demo_asks_for_no_gpu_and_one_core_a_job(tmp_path):
     )
     lines = seen.read_text().splitlines()
     assert len(lines) > 200
-    assert {line.split(" ", 1)[1] for line in lines} == {"1 0 ."}
+    assert {line.split(" ", 1)[1] for line in lines} == {"1 1 0 ."}
