@@ -106,7 +106,7 @@ TRAINING = {"cpu": 3.0, "cuda": 1.5}
 
 def generating(atoms: int) -> Request:
     """Return what labelling structures with a cheap model asks for."""
-    return _request(LIGHT_MB, atoms / LABEL)
+    return _request(LIGHT_MB, atoms / LABEL, cores=1)
 
 
 def reading(atoms: int, processes: int = 1) -> Request:
