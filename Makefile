@@ -5,6 +5,7 @@ VENV ?= .venv
 CONFIG ?=
 DEVICE ?=
 PROFILE ?=
+TORCH ?=
 version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 lock := envs/lock-py$(version).txt
 bin := $(VENV)/bin
@@ -21,6 +22,7 @@ $(VENV)/.ready: $(lock) pyproject.toml
 	@echo "Setting up $(VENV) with $(PYTHON) ($(version)) from $(lock)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check --requirement $(lock)
+	@$(if $(TORCH),$(bin)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --requirement envs/torch-$(TORCH).txt)
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 

@@ -22,7 +22,7 @@ if CONFIG.backbone is not None:
             / "{dataset}/{part}"
             / f"{SHARD}.tsv"
         conda:
-            "../envs/conda-cpu.yaml"
+            GPU_ENVIRONMENT
         threads: cores(to_cache)
         resources:
             **asked(to_cache),

@@ -18,7 +18,7 @@ rule fit:
     wildcard_constraints:
         method=one_of(FITTED),
     conda:
-        "../envs/conda-cpu.yaml"
+        GPU_ENVIRONMENT
     threads: cores(to_fit)
     resources:
         **asked(to_fit),
@@ -57,7 +57,7 @@ rule predict:
     wildcard_constraints:
         method=one_of(FITTED),
     conda:
-        "../envs/conda-cpu.yaml"
+        GPU_ENVIRONMENT
     threads: cores(to_predict)
     resources:
         **asked(to_predict),

@@ -20,8 +20,6 @@ BASE_MB = 2500
 GPU_BASE_MB = 6000
 # The workflow's own processes without PyTorch.
 LIGHT_MB = 1500
-# Records and row groups on their way.
-READING_MB = 4000
 # They read and shuffle beside each GPU.
 CORES_PER_GPU = 4
 # A process that parses a piece of a raw file (forceuq.data.sources).
@@ -108,7 +106,7 @@ TRAINING = {"cpu": 3.0, "cuda": 1.5}
 
 def generating(atoms: int) -> Request:
     """Return what labelling structures with a cheap model asks for."""
-    return _request(LIGHT_MB, atoms / LABEL)
+    return _request(LIGHT_MB, atoms / LABEL, cores=1)
 
 
 def reading(atoms: int, processes: int = 1) -> Request:

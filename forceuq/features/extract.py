@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from forceuq.backbones import load_backbone_module
 from forceuq.data.splits import read_part
 from forceuq.data.structures import read_structures
-from forceuq.errors import DataError
+from forceuq.errors import ConfigurationError, DataError
 from forceuq.features.cache import FeatureWriter
 from forceuq.features.forward import Extraction, Forward
 from forceuq.features.graphs import Batch, graph_builder
@@ -68,7 +68,7 @@ def extract_features(
     Raises:
         DataError: weights, structures or splits that cannot be used, features that are not finite, or a structure
             that does not fit into the device's memory.
-        ConfigurationError: there is no such shard.
+        ConfigurationError: there is no such shard, or no GPU for ``device: cuda``.
     """
     import torch
     from tqdm import tqdm
@@ -76,6 +76,8 @@ def extract_features(
     check_shard(shard, shards)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("device: cuda, but torch finds no GPU here; use device: cpu")
     module = load_backbone_module(kind)
     settings = module.Options(**options)
     backbone = module.load(weights, settings, device)

@@ -12,7 +12,7 @@ from forceuq.backbones import orb
 from forceuq.backbones.head import ForceHead
 from forceuq.data.splits import write_splits
 from forceuq.data.structures import Structure, StructureWriter, structure
-from forceuq.errors import DataError
+from forceuq.errors import ConfigurationError, DataError
 from forceuq.features import shards
 from forceuq.features.cache import FeatureBlock, FeatureReader
 from forceuq.features.extract import export_head, extract_features
@@ -229,3 +229,10 @@ def test_exported_head_continues_from_the_cached_features(case, cache, tmp_path)
     phi = head.penultimate(block.features)
     assert phi.shape == (len(block), 256)
     np.testing.assert_allclose(phi @ head.out_weight.T + head.out_bias, raw, rtol=1e-4, atol=1e-5)
+
+
+def test_no_gpu_where_one_is_demanded_is_an_error(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigurationError, match="finds no GPU"):
+        extract_features(**case, output=tmp_path / "features", device="cuda")
+    assert not (tmp_path / "features").exists()
