@@ -117,8 +117,8 @@ def reading(atoms: int, processes: int = 1) -> Request:
         processes: that the reader can use.
     """
     if atoms / READ <= SHORT_SECONDS:
-        return _request(READING_MB, atoms / READ)
-    return _request(READING_MB + processes * PARSER_MB, atoms / READ / processes, cores=processes)
+        return _request(LIGHT_MB, atoms / READ)
+    return _request(LIGHT_MB + processes * PARSER_MB, atoms / READ / processes, cores=processes)
 
 
 def splitting(structures: int, atoms: int) -> Request:
