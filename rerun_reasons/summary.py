@@ -91,6 +91,8 @@ def _causes(job: PlannedJob, jobs: Sequence[PlannedJob], waits_for_new: bool, st
     for change in job.changes:
         if is_digest(change.old) and is_digest(change.new):
             yield from _code(change, job.rule, store)
+        elif job.after and change.path.startswith("configuration."):
+            continue  # a job that is given the whole configuration: said by the jobs that it waits for
         elif not (waits_for_new and change.kind == "gained"):  # said by what is new
             yield _told(change, job)
     if not job.changes:

@@ -30,7 +30,7 @@ def command(
     """
     if not (project / "Snakefile").is_file():
         raise DataError("is not the project's folder; give it with --project", file=project.resolve())
-    files = [path for name in _FOLDERS for path in sorted((project / name).iterdir()) if path.suffix in (".smk", ".py")]
+    files = [path for name in _FOLDERS for path in sorted((project / name).glob("*")) if path.suffix in (".smk", ".py")]
     workflow = ("Snakefile", *(path.relative_to(project).as_posix() for path in files))
     archive = output or Path(f"{run.resolve().name}.zip")
     bundle = write_bundle(run, archive, project=project, workflow=workflow, predictions=predictions)

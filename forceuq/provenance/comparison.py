@@ -87,13 +87,12 @@ def _facts(folder: Path) -> dict[str, dict[str, Any]]:
             machines[name].add(str(getattr(record.machine, name)))
         for name, digest in record.code.modules.items():
             modules[name].setdefault(digest, record.run)
+    code = {name: {_meaning(chain, *each, name) for each in found.items()} for name, found in modules.items()}
     configuration = {key: value for key, value in ledger.configuration.items() if key not in ("run", "results")}
     return {
         "configuration": configuration,
         "sources": sources,
-        "code": _joined(
-            {name: {_meaning(chain, *each, name) for each in found.items()} for name, found in modules.items()}
-        ),
+        "code": _joined(code),
         "packages": _joined(packages),
         "machines": _joined(machines),
     }
