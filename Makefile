@@ -4,6 +4,7 @@ PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v) 2
 VENV ?= .venv
 CONFIG ?=
 PROFILE ?=
+TORCH ?=
 version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 lock := envs/lock-py$(version).txt
 bin := $(VENV)/bin
@@ -20,6 +21,7 @@ $(VENV)/.ready: $(lock) pyproject.toml
 	@echo "Setting up $(VENV) with $(PYTHON) ($(version)) from $(lock)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check --requirement $(lock)
+	@$(if $(TORCH),$(bin)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --requirement envs/torch-$(TORCH).txt)
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
@@ -37,14 +39,14 @@ run: setup ## run a configuration: make run CONFIG="config/rmd17.yaml config/ove
 	@$(bin)/python workflow_scripts/unlock_stale.py $(if $(CONFIG),--configfile $(CONFIG))
 	@$(snakemake)
 
+why: setup ## say what would run, and why: make why CONFIG=...
+	@$(bin)/python -m rerun_reasons $(if $(CONFIG),--configfile $(CONFIG))
+
 slurm-check: setup ## ask the cluster about itself: write slurm/site.yaml, or check the one there is
 	@$(bin)/python workflow_scripts/slurm_check.py
 
 slurm-table: setup ## write docs/slurm-resources.md: what every rule asks for
 	@$(bin)/python docs/slurm_resources.py
-
-why: setup ## say what would run, and why: make why CONFIG=...
-	@$(bin)/python -m rerun_reasons $(if $(CONFIG),--configfile $(CONFIG))
 
 test: setup ## run the test suite
 	@$(bin)/python -m pytest

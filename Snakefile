@@ -26,9 +26,11 @@ except ForceUQError as error:
     raise WorkflowError(str(error)) from None
 
 
+# For `--sdm apptainer`; made from envs/forceuq.def.
+container: "envs/forceuq.sif"
+
+
 include: "rules/layout.smk"
-include: "rules/resources.smk"
-include: "rules/sessions.smk"
 
 
 # A directory that was touched or copied is no changed one; Snakemake compares the content of files only.
@@ -36,9 +38,12 @@ if workflow.is_main_process:
     restore_times(RESULTS, CONFIG.run)
 
 
+include: "rules/cluster.smk"
+include: "rules/resources.smk"
 include: "rules/data.smk"
 include: "rules/backbone.smk"
 include: "rules/features.smk"
+include: "rules/statistics.smk"
 include: "rules/fit_inputs.smk"
 include: "rules/fit.smk"
 include: "rules/evaluate.smk"

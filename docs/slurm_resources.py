@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "slurm-resources.md"
-CONFIGURATIONS = ("mptrj", "rmd17")
+CONFIGURATIONS = ("paper",)
 # What a dry run reads; not slurm/site.yaml, whose limits would show.
 NEEDED = ("Snakefile", "rules", "workflow_scripts", "forceuq", "config", "envs", "profiles", "slurm")
 HEAD = """# What jobs ask for
@@ -34,8 +34,7 @@ def dry_run(configuration: str) -> str:
         for file in Path(folder, "rules").glob("*.smk"):
             file.write_text(re.sub(r"\n +message:\n +\".*\"", "", file.read_text(encoding="utf-8")), encoding="utf-8")
         done = subprocess.run(
-            # With as many cores as a node has: a local run would cut `threads` down to this machine's.
-            [sys.executable, "-m", "snakemake", "-n", "--cores", "64", "--configfile", f"config/{configuration}.yaml"],
+            [sys.executable, "-m", "snakemake", "-n", "--configfile", f"config/{configuration}.yaml"],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -47,7 +46,7 @@ def dry_run(configuration: str) -> str:
 
 
 def requests(printed: str) -> dict[tuple[str, ...], list[str]]:
-    """Return (rule, cores, GPUs, memory, time) -> what tells the jobs that ask for it, of those that are queued."""
+    """Return (rule, data set, cores, GPUs, memory, time) -> what tells the queued jobs that ask for it."""
     found = defaultdict(list)
     # The jobs of a group stand further in.
     for rule, body in re.findall(r"^ *rule (\w+):\n((?: +\w+: .*\n)+)", printed, re.MULTILINE):
@@ -56,7 +55,8 @@ def requests(printed: str) -> dict[tuple[str, ...], list[str]]:
         if "gpu" not in asked:  # it runs on the login node
             continue
         wildcards = dict(re.findall(r"(\w+)=([^,]*)", fields.get("wildcards", "")))
-        request = (rule, fields.get("threads", "1"), asked["gpu"], asked["mem_mb"], asked["runtime"])
+        dataset = re.sub(r"-[0-9a-f]{8}$", "", wildcards.get("dataset", ""))  # the cache's folders have a digest
+        request = (rule, dataset, asked["cpus_per_task"], asked["gpu"], asked["mem_mb"], asked["runtime"])
         found[request].append(wildcards.get("method") or wildcards.get("part") or "")
     return dict(found)
 
@@ -65,16 +65,16 @@ def table(configuration: str) -> str:
     """Return one configuration's table."""
     lines = [
         f"\n## config/{configuration}.yaml\n",
-        "| rule | of | jobs | cores | GPUs | memory (GB) | time (h:mm) |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| rule | data set | of | jobs | cores | GPUs | memory (GB) | time (h:mm) |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     # Dry runs print jobs in no fixed order.
-    for (rule, cores, gpus, memory, time), jobs in sorted(requests(dry_run(configuration)).items()):
+    for request, jobs in sorted(requests(dry_run(configuration)).items()):
+        rule, dataset, cores, gpus, memory, time = request
         names = ", ".join(sorted(set(filter(None, jobs))))
         hours, minutes = divmod(int(time), 60)
-        lines.append(
-            f"| {rule} | {names} | {len(jobs)} | {cores} | {gpus} | {int(memory) / 1000:.1f} | {hours}:{minutes:02} |"
-        )
+        cells = (rule, dataset, names, len(jobs), cores, gpus, f"{int(memory) / 1000:.1f}", f"{hours}:{minutes:02}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 

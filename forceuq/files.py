@@ -1,6 +1,7 @@
 """Whole files only: write under a temporary name, then rename; and digests of what was written."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -19,8 +20,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept last: some writers choose their format by it.
-    temporary = final.with_name(f".{final.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part{final.suffix}")
+    temporary = final.with_name(_temporary(final, f"{os.getpid()}-{uuid.uuid4().hex[:8]}"))
     try:
         yield temporary
         with temporary.open("rb") as handle:
@@ -29,6 +29,18 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what killed writers of ``path`` left of it. Nobody else may be writing it."""
+    final = Path(path)
+    for stale in final.parent.glob(_temporary(Path(glob.escape(final.name)), "*")):
+        stale.unlink(missing_ok=True)
+
+
+def _temporary(final: Path, middle: str) -> str:
+    # The suffix is kept last: some writers choose their format by it.
+    return f".{final.stem}.{middle}.part{final.suffix}"
 
 
 def write_json(path: str | Path, value: Any) -> None:

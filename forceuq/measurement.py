@@ -29,6 +29,7 @@ class Cost:
         peak_gpu_memory_bytes: largest memory that PyTorch held there; None without a GPU.
         atoms: that it worked on, where that is told; None otherwise.
         work_seconds: of that work alone, once everything was loaded, where that is told; None otherwise.
+        work: what else the job says of it, as plain values; None: nothing.
     """
 
     seconds: float = 0.0
@@ -39,6 +40,7 @@ class Cost:
     peak_gpu_memory_bytes: int | None = None
     atoms: int | None = None
     work_seconds: float | None = None
+    work: dict[str, Any] | None = None
 
 
 @contextlib.contextmanager
@@ -50,7 +52,7 @@ def measured(directory: Path, threads: int = 1) -> Iterator[Cost]:
         threads: that the job was given.
 
     Yields:
-        The cost, whose ``atoms`` and ``work_seconds`` the block may set.
+        The cost, whose ``atoms``, ``work_seconds`` and ``work`` the block may set.
     """
     cost = Cost(threads=threads)
     wall, cpu = time.perf_counter(), cpu_seconds()

@@ -43,14 +43,14 @@ def analyse(file: Path, store: Path | None = None) -> Source:
 @cache
 def _analyse(content: bytes, file: Path, store: Path | None) -> Source:
     if store is None:
-        return _taken_apart(content, file)
+        return analyse_bytes(content, file)
     # Another Python may write the same tree down in other words.
     version = f"py{sys.version_info.major}{sys.version_info.minor}-{FORMAT}"
     kept = store / f"{hashlib.sha256(content).hexdigest()}.{version}.json"
     try:
         return _from_json(read_json(kept))
     except (OSError, ValueError, LookupError, TypeError):  # not there, or damaged: made again
-        source = _taken_apart(content, file)
+        source = analyse_bytes(content, file)
         write_json(kept, source._asdict())
         return source
 
@@ -61,7 +61,12 @@ def _from_json(value: Any) -> Source:
     )
 
 
-def _taken_apart(content: bytes, file: Path) -> Source:
+def analyse_bytes(content: bytes, file: Path) -> Source:
+    """Return what the content of a file does and imports.
+
+    Raises:
+        ForceUQError: it is not valid Python.
+    """
     try:
         tree = ast.parse(content, filename=str(file))
     except (SyntaxError, ValueError) as error:

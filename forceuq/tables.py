@@ -70,6 +70,7 @@ def table2(
     splits: SplitLabels,
     methods: Mapping[str, str],
     *,
+    fitted_to: Mapping[str, Sequence[str]] | None = None,
     comparisons: Mapping[str, Path] | None = None,
     calibrations: Mapping[str, str] = CALIBRATION_LABELS,
     paper: Mapping[str, str] | None = None,
@@ -87,6 +88,7 @@ def table2(
         output: where, any suffix.
         splits: (dataset, split, label) of the row groups in order; the table must have each of them.
         methods: labels of the methods by name, in order.
+        fitted_to: the data sets that each method is fitted to; without it every method must be on every data set.
         comparisons: what ``forceuq.comparisons.compare`` wrote, by data set; without it only the best is bold.
         calibrations: labels of the calibrations by kind, in order.
         paper: our dataset's name -> the paper's ("mptrj", "rmd17"), to add the paper's own numbers as rows
@@ -98,7 +100,15 @@ def table2(
         DataError: the metrics have no row of a split, or of a method on it.
         ConfigurationError: two splits with one label.
     """
-    frame = table2_frame(metrics, splits, methods, calibrations=calibrations, paper=paper, paper_methods=paper_methods)
+    frame = table2_frame(
+        metrics,
+        splits,
+        methods,
+        fitted_to=fitted_to,
+        calibrations=calibrations,
+        paper=paper,
+        paper_methods=paper_methods,
+    )
     with whole_file(output.with_suffix(".csv")) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
     best = _best(frame)
@@ -115,6 +125,7 @@ def table2_frame(
     splits: SplitLabels,
     methods: Mapping[str, str],
     *,
+    fitted_to: Mapping[str, Sequence[str]] | None = None,
     calibrations: Mapping[str, str] = CALIBRATION_LABELS,
     paper: Mapping[str, str] | None = None,
     paper_methods: Sequence[str] = ("Recalibrated BLL",),
@@ -131,6 +142,8 @@ def table2_frame(
             known = sorted({f"{d}/{s}" for d, s in zip(means["dataset"], means["split"], strict=True)})
             raise DataError(f"has no metrics of '{dataset}/{split}'; it has {', '.join(known)}", file=metrics)
         for method, method_label in methods.items():
+            if fitted_to is not None and dataset not in fitted_to[method]:
+                continue
             if method not in set(here["method"]):
                 raise DataError(
                     f"has no metrics of the method '{method}' on '{dataset}/{split}' (one that cannot run "

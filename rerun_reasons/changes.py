@@ -1,27 +1,10 @@
 """What differs between the parameters that a job ran with and those that it would run with now."""
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-ABSENT = object()
-
-
-@dataclass(frozen=True)
-class Change:
-    """One value that differs; ``path`` leads to it: ``options.learning_rate``."""
-
-    path: str
-    old: Any
-    new: Any
-
-    @property
-    def kind(self) -> str:
-        """``gained``, ``lost`` or ``changed``."""
-        if self.old is ABSENT:
-            return "gained"
-        return "lost" if self.new is ABSENT else "changed"
+from forceuq.differences import ABSENT, Change, value_changes
 
 
 def parameter_changes(recorded: Sequence[str], now: Mapping[str, Any]) -> list[Change]:
@@ -41,27 +24,6 @@ def parameter_changes(recorded: Sequence[str], now: Mapping[str, Any]) -> list[C
         changes.extend(value_changes(name, before, value))
     changes.extend(Change("a parameter", value, ABSENT) for value in old)
     return changes
-
-
-def value_changes(path: str, old: Any, new: Any) -> Iterator[Change]:
-    """Yield the differences of two values, as deep down as both are dictionaries or lists."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in [*old, *(key for key in new if key not in old)]:
-            if key not in old or key not in new or old[key] != new[key]:
-                yield from value_changes(f"{path}.{key}", old.get(key, ABSENT), new.get(key, ABSENT))
-    elif _is_list(old) and _is_list(new):
-        gained = [each for each in new if each not in old]
-        lost = [each for each in old if each not in new]
-        if gained and len(gained) == len(lost):
-            for before, after in zip(lost, gained, strict=True):
-                yield Change(path, before, after)
-        else:
-            yield from (Change(path, ABSENT, each) for each in gained)
-            yield from (Change(path, each, ABSENT) for each in lost)
-            if not gained and not lost:
-                yield Change(path, old, new)
-    else:
-        yield Change(path, old, new)
 
 
 def _value(text: str) -> Any:

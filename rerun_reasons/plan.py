@@ -1,5 +1,7 @@
 """The jobs that Snakemake would run now, each with what it knows of why."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from snakemake.settings.types import (
     ResourceSettings,
 )
 
-from rerun_reasons.changes import Change, parameter_changes
+from forceuq.differences import Change
+from rerun_reasons.changes import parameter_changes
 
 
 @dataclass
@@ -43,6 +46,15 @@ def plan(arguments: list[str]) -> tuple[list[PlannedJob], Path]:
     """Return the jobs that ``snakemake <arguments>`` would run, in order and without the target rule.
 
     Beside them the folder that tells what digests of code are made of (``forceuq.fingerprint.parts_of``).
+    Raises what ``planned`` raises.
+    """
+    with planned(arguments) as workflow:
+        return _jobs(workflow), workflow.globals["CODE_STORE"]
+
+
+@contextlib.contextmanager
+def planned(arguments: list[str]) -> Iterator[Any]:
+    """Yield Snakemake's workflow with what ``snakemake <arguments>`` would do planned, not done.
 
     The arguments and the profile are read as Snakemake does. Raises what Snakemake raises for a workflow or
     configuration that it cannot plan.
@@ -67,8 +79,7 @@ def plan(arguments: list[str]) -> tuple[list[PlannedJob], Path]:
             )
         )
         dag_api.execute_workflow(executor="dryrun")
-        workflow = workflow_api._workflow  # the one thing here that Snakemake's interface does not offer
-        return _jobs(workflow), workflow.globals["CODE_STORE"]
+        yield workflow_api._workflow  # the one thing here that Snakemake's interface does not offer
 
 
 def _jobs(workflow: Any) -> list[PlannedJob]:

@@ -4,8 +4,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from forceuq.differences import ABSENT, Change
 from forceuq.fingerprint import CodeParts, parts_of
-from rerun_reasons.changes import ABSENT, Change, is_digest
+from rerun_reasons.changes import is_digest
 from rerun_reasons.plan import PlannedJob
 
 # Rule -> what one of its jobs makes, in the order of the workflow; others are figures, tables or named by their rule.

@@ -1,12 +1,12 @@
 """What the fits and predictions of every method in the tables cost, and where that is written."""
 
 
-def members_of_costs(method, seed):
+def members_of_costs(method, dataset, seed):
     """The fits, as (method, seed), that one fit or ensemble is made of."""
     if method not in COMBINED:
         return [(method, seed)]
-    combination = COMBINED[method]
-    return [(combination.method, member) for member in combination.members[seed]]
+    ensembles = CONFIG.members_of(method, dataset)
+    return [(COMBINED[method].method, member) for member in ensembles[seed]]
 
 
 def folders_of_costs(method, dataset, task, seed):
@@ -38,12 +38,12 @@ def instances_of_costs():
             "method": method,
             "members": [
                 folders_of_costs(member, dataset, task, number)
-                for member, number in members_of_costs(method, seed)
+                for member, number in members_of_costs(method, dataset, seed)
             ],
         }
         for method in TABLED
         for dataset, task in TASKS
-        for seed in CONFIG.seeds_of(method)
+        for seed in CONFIG.seeds_of(method, dataset)
     ]
 
 

@@ -62,6 +62,7 @@ rule recalibration_figure:
         after=CONFIG.calibrations[-1],
         splits=split_labels(with_dataset=False),
         datasets=DATASET_LABELS,
+        fitted_to={method: fitted_to(method) for method in RECALIBRATED},
         code=code("recalibration_figure.py"),
     message:
         "Drawing the metrics before and after recalibration"
@@ -84,7 +85,7 @@ rule shift_figure:
     conda:
         "../envs/conda-cpu.yaml"
     params:
-        splits=split_labels(with_dataset=False),
+        splits=split_labels(with_dataset=False, joined=False),
         methods=METHOD_LABELS,
         datasets=DATASET_LABELS,
         calibration=CONFIG.calibrations[-1],
@@ -128,3 +129,38 @@ rule ensemble_size_figure:
         "Drawing the metrics of {wildcards.method} over its size, {wildcards.dataset}"
     script:
         "../workflow_scripts/ensemble_size_figure.py"
+
+
+rule strata:
+    input:
+        structures=lambda w: CACHE
+        / "datasets"
+        / DATASET_FOLDER[w.dataset]
+        / "structures.parquet",
+        splits=lambda w: CACHE
+        / "datasets"
+        / DATASET_FOLDER[w.dataset]
+        / "splits.parquet",
+    output:
+        csv=RUN / "tables/strata/{dataset}.csv",
+        markdown=report(RUN / "tables/strata/{dataset}.md", category="Tables"),
+        png=report(RUN / "figures/strata/{dataset}.png", category="Figures"),
+        pdf=RUN / "figures/strata/{dataset}.pdf",
+        histogram=RUN / "figures/strata/{dataset}.csv",
+    log:
+        RUN / "logs/strata/{dataset}.log",
+    benchmark:
+        RUN / "benchmarks/strata/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=one_of(STRATA),
+    conda:
+        "../envs/conda-cpu.yaml"
+    params:
+        boundaries=lambda w: list(STRATA[w.dataset]),
+        parts=lambda w: parts_of(w.dataset),
+        title=lambda w: CONFIG.datasets[w.dataset].label,
+        code=code("strata.py"),
+    message:
+        "Counting the strata of {wildcards.dataset}"
+    script:
+        "../workflow_scripts/strata.py"

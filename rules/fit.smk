@@ -8,6 +8,7 @@ rule fit:
         validation=lambda w: feature_folders(task_of(w).validation),
         head=CACHE / "backbones" / BACKBONE / "head.safetensors",
         start=start_of,
+        statistics=statistics_of,
     output:
         fit=directory(RUN / "fits" / FIT),
     log:
@@ -17,7 +18,7 @@ rule fit:
     wildcard_constraints:
         method=one_of(FITTED),
     conda:
-        "../envs/conda-cpu.yaml"
+        GPU_ENVIRONMENT
     threads: cores(to_fit)
     resources:
         **asked(to_fit),
@@ -55,7 +56,7 @@ rule predict:
     wildcard_constraints:
         method=one_of(FITTED),
     conda:
-        "../envs/conda-cpu.yaml"
+        GPU_ENVIRONMENT
     threads: cores(to_predict)
     resources:
         **asked(to_predict),

@@ -79,5 +79,7 @@ def predictions_of_members(wildcards):
     fixed = {"method": combination.method, "dataset": wildcards.dataset}
     return [
         RUN / "predictions" / FIT.format(task=wildcards.task, seed=seed, **fixed)
-        for seed in combination.members[int(wildcards.seed)]
+        for seed in CONFIG.members_of(wildcards.method, wildcards.dataset)[
+            int(wildcards.seed)
+        ]
     ]

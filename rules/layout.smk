@@ -1,7 +1,5 @@
 """Where everything lies (caches shared by identity, the folder of this run), and what each job is given."""
 
-from forceuq.data.sources import load_source
-
 RESULTS = Path(CONFIG.results)
 CACHE = RESULTS / "cache"
 RUN = RESULTS / CONFIG.run
@@ -20,10 +18,14 @@ BACKBONE = (
 )
 
 # (data set, task name) -> task.
-TASKS = {
-    (name, task.name): task
+TASKS = CONFIG.tasks
+# The data sets that something is fitted to.
+TRAINED = list(dict.fromkeys(dataset for dataset, _ in TASKS))
+# Data sets in strata of energy above the relaxed structure -> their boundaries.
+STRATA = {
+    name: dataset.options.strata
     for name, dataset in CONFIG.datasets.items()
-    for task in load_source(dataset.kind).tasks(name, dataset.options)
+    if hasattr(dataset.options, "strata")
 }
 # Methods that are fitted, those that combine fits of others, and those of either that have metrics, or rows in
 # the tables too.
@@ -38,6 +40,8 @@ TABLED = [name for name in EVALUATED if CONFIG.methods[name].in_tables]
 # Ensembles whose metrics are drawn over their size.
 SIZED = [name for name, combination in COMBINED.items() if combination.sizes]
 FIT = "{method}/{dataset}/{task}/seed{seed}"
+# A part's features are made by this many jobs, each its own folder.
+SHARD = "{shard}-of-{shards}"
 
 
 wildcard_constraints:
@@ -46,6 +50,8 @@ wildcard_constraints:
     method="[^/]+",
     task="[^/]+",
     seed="[0-9]+",
+    shard="[0-9]+",
+    shards="[0-9]+",
 
 
 def task_of(wildcards):
@@ -53,14 +59,16 @@ def task_of(wildcards):
 
 
 def feature_folders(references):
-    """The cached features of some parts."""
+    """The cached features of some parts: the folders of each part's shards, in order."""
+    cache = CACHE / "features" / BACKBONE
+    shards_of = CONFIG.features.shards_of
     return [
-        CACHE
-        / "features"
-        / BACKBONE
+        cache
         / DATASET_FOLDER[reference.dataset]
         / reference.part
+        / SHARD.format(shard=shard, shards=shards_of(reference.dataset, reference.part))
         for reference in references
+        for shard in range(shards_of(reference.dataset, reference.part))
     ]
 
 
@@ -70,7 +78,7 @@ def of_all(methods, pattern):
         str(pattern).format(method=method, dataset=dataset, task=task, seed=seed)
         for method in methods
         for dataset, task in TASKS
-        for seed in CONFIG.seeds_of(method)
+        for seed in CONFIG.seeds_of(method, dataset)
     ]
 
 
@@ -80,9 +88,14 @@ def of_dataset(dataset, pattern):
         str(pattern).format(method=method, dataset=dataset, task=task, seed=seed)
         for method in TABLED
         for name, task in TASKS
-        for seed in CONFIG.seeds_of(method)
         if name == dataset
+        for seed in CONFIG.seeds_of(method, dataset)
     ]
+
+
+def fitted_to(method):
+    """The data sets that a method is fitted to."""
+    return [name for name in TRAINED if CONFIG.seeds_of(method, name)]
 
 
 @cache
@@ -107,16 +120,25 @@ def datasets_with(origin):
 
 
 METHOD_LABELS = {name: CONFIG.methods[name].label for name in TABLED}
-DATASET_LABELS = {name: dataset.label for name, dataset in CONFIG.datasets.items()}
+DATASET_LABELS = {name: CONFIG.datasets[name].label for name in TRAINED}
+# Method -> the data sets that it is fitted to, of those in the tables.
+FITTED_TO = {name: fitted_to(name) for name in TABLED}
 
 
-def split_labels(with_dataset):
-    """(data set, split, label) of everything evaluated, in the order of the configuration."""
+def split_labels(with_dataset, joined=True):
+    """(data set, split, label) of everything evaluated, in the order of the configuration.
+
+    ``joined`` splits are whole data sets that a task is evaluated on besides its own.
+    """
     names = {"id": "ID", "ood": "OOD"}
     labels = {}
     for (dataset, _), task in TASKS.items():
-        for split in task.evaluate:
+        for split, (first, *_) in task.evaluate.items():
             label = names.get(split, split.capitalize())
+            if first.dataset != dataset:
+                if not joined:
+                    continue
+                label = CONFIG.datasets[split].label
             labels[dataset, split] = (
                 f"{DATASET_LABELS[dataset]} {label}" if with_dataset else label
             )
@@ -131,8 +153,10 @@ else:
         RUN / "tables/table1.csv",
         RUN / "tables/table2.csv",
         RUN / "tables/costs.csv",
+        RUN / "tables/sources.csv",
         RUN / "figures/shift/shift.png",
     ]
+    TARGETS += [RUN / f"figures/strata/{name}.png" for name in STRATA]
     TARGETS += [
         RUN / f"figures/recalibration/{method}.png"
         for method in CONFIG.figures.recalibration_methods or TABLED
@@ -140,7 +164,7 @@ else:
     TARGETS += [
         RUN / f"figures/ensemble_size/{method}/{dataset}/ensemble_size.png"
         for method in SIZED
-        for dataset in CONFIG.datasets
+        for dataset in fitted_to(method)
     ]
     if CONFIG.figures.surface is not None:
         TARGETS += [

@@ -1,50 +1,9 @@
-"""What each rule's jobs ask a cluster for; the estimates themselves are in forceuq/cluster/."""
+"""What each rule's jobs will do, in numbers; the estimates themselves are in forceuq/cluster/requests.py."""
 
 from forceuq.cluster import requests
 from forceuq.cluster.kinds import effort_of_method, share_of_part, speed_of_backbone
-from forceuq.cluster.site import limits_of, load_site, partitions_of
+from forceuq.data.sources import max_threads
 from forceuq.methods import needs_structures
-
-SLURM = Path(workflow.basedir, "slurm")
-try:
-    SITE = load_site(SLURM / "site.yaml")
-    PARTITIONS = (
-        partitions_of(SITE, SLURM / "partitions.yaml") if SLURM.is_dir() else {}
-    )
-    LIMITS = [limits_of(PARTITIONS, gpus) for gpus in (0, 1)]
-except ForceUQError as error:
-    raise WorkflowError(str(error)) from None
-
-
-def asked(estimate, placed=True):
-    """The `resources:` of a rule, from a function of the wildcards that says what its job will do.
-
-    Of rules in one group only the first is `placed`: strings must be the same for all jobs of a group.
-    """
-
-    def of_attempt(wildcards, attempt):
-        request = estimate(wildcards)
-        return request.retried(attempt).within(LIMITS[min(request.gpus, 1)])
-
-    place = {"slurm_extra": lambda wildcards, attempt: elsewhere(attempt)}
-    return {
-        **(place if placed else {}),
-        "mem_mb": lambda wildcards, attempt: of_attempt(wildcards, attempt).memory_mb,
-        "runtime": lambda wildcards, attempt: of_attempt(wildcards, attempt).minutes,
-        "gpu": lambda wildcards: estimate(wildcards).gpus,
-        "gpu_model": lambda wildcards: (
-            SITE.gpu_model if SITE.gpu_model and estimate(wildcards).gpus else ""
-        ),
-    }
-
-
-def cores(estimate):
-    """The `threads:` of a rule, likewise."""
-    return lambda wildcards: of_cores(estimate(wildcards))
-
-
-def of_cores(request):
-    return request.within(LIMITS[min(request.gpus, 1)]).cores
 
 
 def atoms_of(references):
@@ -86,7 +45,8 @@ def to_generate(wildcards):
 
 
 def to_read(wildcards):
-    return requests.reading(size_of(wildcards).atoms)
+    processes = max_threads(DATASETS[wildcards.dataset].kind)
+    return requests.reading(size_of(wildcards).atoms, processes)
 
 
 def to_split(wildcards):
@@ -95,11 +55,19 @@ def to_split(wildcards):
 
 
 def to_cache(wildcards):
-    atoms = atoms_of_part(name_of(wildcards.dataset), wildcards.part)
-    # A part may be cached by several jobs.
-    atoms //= int(wildcards.get("shards", 1))
+    atoms = atoms_of_shard(wildcards)
     device = "cuda" if CONFIG.features.device == "cuda" else "cpu"
     return requests.caching(atoms, speed(), device, CONFIG.features.workers)
+
+
+def to_summarise(wildcards):
+    return requests.fitting(atoms_of_shard(wildcards), 0, "cpu")
+
+
+def atoms_of_shard(wildcards):
+    """Atoms of one shard of a part, about."""
+    atoms = atoms_of_part(name_of(wildcards.dataset), wildcards.part)
+    return -(-atoms // int(wildcards.shards))
 
 
 def to_fit(wildcards):
@@ -126,8 +94,10 @@ def to_predict(wildcards):
 
 
 def to_combine(wildcards):
-    members = len(COMBINED[wildcards.method].members[int(wildcards.seed)])
-    return requests.evaluating(members * predicted_atoms(wildcards), 0)
+    members = CONFIG.members_of(wildcards.method, wildcards.dataset)[
+        int(wildcards.seed)
+    ]
+    return requests.evaluating(len(members) * predicted_atoms(wildcards), 0)
 
 
 def to_calibrate(wildcards):

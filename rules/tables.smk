@@ -4,7 +4,7 @@
 rule table2:
     input:
         metrics=RUN / "metrics.parquet",
-        comparisons=[RUN / f"comparisons/{name}.csv" for name in CONFIG.datasets],
+        comparisons=[RUN / f"comparisons/{name}.csv" for name in TRAINED],
     output:
         csv=RUN / "tables/table2.csv",
         markdown=report(RUN / "tables/table2.md", category="Tables"),
@@ -19,7 +19,8 @@ rule table2:
     params:
         splits=split_labels(with_dataset=True),
         methods=METHOD_LABELS,
-        compared=list(CONFIG.datasets),
+        fitted_to=FITTED_TO,
+        compared=TRAINED,
         paper=(
             {name: dataset.kind for name, dataset in CONFIG.datasets.items()}
             if CONFIG.compare_with_paper
@@ -82,3 +83,29 @@ rule table1:
         "Writing Table 1"
     script:
         "../workflow_scripts/table1.py"
+
+
+rule sources:
+    output:
+        csv=RUN / "tables/sources.csv",
+        markdown=report(RUN / "tables/sources.md", category="Tables"),
+    log:
+        RUN / "logs/sources.log",
+    benchmark:
+        RUN / "benchmarks/sources.tsv"
+    localrule: True
+    conda:
+        "../envs/conda-cpu.yaml"
+    params:
+        configuration=CONFIG.model_dump(
+            mode="json",
+            include={
+                "datasets": {"__all__": {"label", "download"}},
+                "backbone": {"name", "weights"},
+            },
+        ),
+        code=code("sources.py"),
+    message:
+        "Writing the sources and their licences"
+    script:
+        "../workflow_scripts/sources.py"

@@ -1,4 +1,4 @@
-"""Compute and cache the atom features of one part of a data set."""
+"""Compute and cache the atom features of one shard of one part of a data set."""
 
 from pathlib import Path
 
@@ -11,10 +11,13 @@ def main(job) -> None:
     output = Path(job.output.features)
     execution = job.params.execution
     with recorded(job), measured(output, job.threads) as cost:
-        cost.atoms, cost.work_seconds = extract_features(
+        done = extract_features(
             structures=Path(job.input.structures),
             splits=Path(job.input.splits),
+            dataset=job.wildcards.dataset,
             part=job.wildcards.part,
+            shard=int(job.wildcards.shard),
+            shards=int(job.wildcards.shards),
             weights=Path(job.input.weights),
             kind=job.params.kind,
             options=job.params.options,
@@ -22,6 +25,7 @@ def main(job) -> None:
             # Those that the job has a core for; the model has one of its own.
             **{**execution, "workers": min(execution["workers"], max(1, job.threads - 1))},
         )
+        cost.atoms, cost.work_seconds, cost.work = done.atoms, done.seconds, done.record()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ def main(job) -> None:
     checkpoints = Path(job.params.checkpoints)
     start = job.input.get("start")
     backbone = job.params.backbone
+    statistics = job.input.get("statistics", [])
     with (
         recorded(job),
         measured(Path(job.output.fit), job.threads),
@@ -27,6 +28,7 @@ def main(job) -> None:
                 train_structures=structure_parts(job.params.train_parts),
                 validation_structures=structure_parts(job.params.validation_parts),
                 backbone=BackboneSource(weights=Path(job.input.weights), **backbone) if backbone else None,
+                statistics=tuple(map(Path, [statistics] if isinstance(statistics, str) else statistics)),
             ),
             method.Options(**job.params.options),
             seed=int(job.wildcards.seed),

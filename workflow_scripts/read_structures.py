@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from forceuq.data.sources import load_source
+from forceuq.data.sources import convert
 from forceuq.provenance.jobs import recorded
 
 
 def main(job) -> None:
-    source = load_source(job.params.kind)
     with recorded(job):
-        source.convert(Path(job.input.raw), Path(job.output.structures), source.Options(**job.params.options))
+        convert(
+            job.params.kind, Path(job.input.raw), Path(job.output.structures), job.params.options, threads=job.threads
+        )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ def main(job) -> None:
             job.params.methods,
             job.params.splits,
             job.params.datasets,
+            fitted_to=job.params.fitted_to,
             before=job.params.before,
             after=job.params.after,
         )

@@ -13,6 +13,7 @@ def main(job) -> None:
             Path(job.output.csv),
             job.params.splits,
             job.params.methods,
+            fitted_to=job.params.fitted_to,
             comparisons=dict(zip(job.params.compared, map(Path, job.input.comparisons), strict=True)),
             paper=job.params.paper,
         )

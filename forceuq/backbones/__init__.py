@@ -104,6 +104,9 @@ class BackboneModule(Protocol):
     def graphs(self, structures: "Sequence[Structure]", options: Any) -> Any:
         """Return one batch of graphs on the CPU; needs no model, so that other processes can do it."""
 
+    def edges(self, graph: Any) -> int:
+        """Return the number of edges of what ``graphs`` made; without it passes are bounded by atoms only."""
+
     def collate(self, graphs: "Sequence[Any]", options: Any) -> Any:
         """Return one batch of what ``graphs`` made; only kinds that can be fine-tuned need it."""
 

@@ -113,6 +113,11 @@ def graphs(structures: "Sequence[Structure]", options: Options) -> Any:
     return batch(built)
 
 
+def edges(graph: Any) -> int:
+    """Return the number of edges of what ``graphs`` made."""
+    return len(graph.senders)
+
+
 def collate(graphs: Sequence[Any], options: Options) -> Any:
     """Return one batch of graphs or batches that ``graphs`` made."""
     return _graph_builder(options)[1](list(graphs))

@@ -1,6 +1,9 @@
 """The sufficient statistics of the Bayesian linear model: all that it needs of the data, in one pass."""
 
-from collections.abc import Iterable
+import functools
+import hashlib
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,31 +13,37 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from forceuq.bll.tensors import load_tensors
-from forceuq.errors import FitError
+from forceuq.errors import DataError, FitError
 from forceuq.files import whole_file
 
-_SCHEMA = "bll-statistics"
+_SCHEMA = "bll-statistics-2"
 _ROWS = 8192
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class SufficientStatistics:
     """Sums over the rows of a data set: the evidence and the posterior (eqs. 5, 7) follow from them alone.
 
-    Products and sums are in double precision. Single precision products would be at best a third faster, and
-    leave G of nearly collinear features indefinite by far more than the prior makes good.
+    Products are in double precision: in single precision they would be twice as fast, and leave G of nearly
+    collinear features indefinite by far more than the prior makes good. Sums of products of blocks are kept to
+    twice that precision (Knuth's two-sum), so that statistics of shards add up to the same bits in any order and
+    grouping.
 
     Args:
         gram: (D, D) G = Phi^T Phi.
         cross: (D, K) C = Phi^T Y.
         target: (K, K) S = Y^T Y.
         n: N, the number of rows.
+        low: (D + K, D + K) what rounding took from [[G, C], [C^T, S]]; None: nothing.
     """
 
-    gram: NDArray[np.float64]
-    cross: NDArray[np.float64]
-    target: NDArray[np.float64]
+    gram: Floats
+    cross: Floats
+    target: Floats
     n: int
+    low: Floats | None = None
 
     @classmethod
     def empty(cls, width: int, targets: int = 3) -> "SufficientStatistics":
@@ -58,32 +67,55 @@ class SufficientStatistics:
                 f"statistics of {self.width} features and {self.targets} targets do not add to those of"
                 f" {other.width} and {other.targets}"
             )
-        return SufficientStatistics(
-            self.gram + other.gram, self.cross + other.cross, self.target + other.target, self.n + other.n
-        )
+        high, low = _two_sum(self._joint(), other._joint())
+        low = low + (self._low() + other._low())
+        return _from_joint(*_two_sum(high, low), self.width, self.n + other.n)
 
     merge = __add__
 
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file, the same bytes for the same statistics."""
-        tensors = {
+    def _joint(self) -> Floats:
+        return np.block([[self.gram, self.cross], [self.cross.T, self.target]])
+
+    def _low(self) -> Floats:
+        size = self.width + self.targets
+        return np.zeros((size, size)) if self.low is None else self.low
+
+    def save(self, path: str | Path, of: str = "") -> None:
+        """Write a safetensors file, the same bytes for the same statistics.
+
+        Args:
+            path: the file.
+            of: digest of what the statistics are of.
+        """
+        tensors: dict[str, NDArray[Any]] = {
             "gram": self.gram,
             "cross": self.cross,
             "target": self.target,
+            "low": self._low(),
             "n": np.array(self.n, dtype=np.int64),
+            "of": np.frombuffer(of.encode(), dtype=np.uint8),
         }
+        tensors["sha256"] = _digest(tensors)
         with whole_file(path) as temporary:
             save_file(tensors, temporary, metadata={"forceuq": _SCHEMA})
 
     @classmethod
-    def load(cls, path: str | Path) -> "SufficientStatistics":
+    def load(cls, path: str | Path, of: str = "") -> "SufficientStatistics":
         """Read what ``save`` wrote.
 
+        Args:
+            path: the file.
+            of: digest of what the statistics must be of.
+
         Raises:
-            DataError: the file is damaged or not of statistics.
+            DataError: the file is damaged, not of statistics, or of something else.
         """
-        tensors = load_tensors(path, _SCHEMA, ("gram", "cross", "target", "n"))
-        return cls(tensors["gram"], tensors["cross"], tensors["target"], int(tensors["n"]))
+        tensors = load_tensors(path, _SCHEMA, ("gram", "cross", "target", "low", "n", "of", "sha256"))
+        if not np.array_equal(tensors.pop("sha256"), _digest(tensors)):
+            raise DataError("altered since it was written: remove it and make it again", file=path)
+        if tensors["of"].tobytes() != of.encode():
+            raise DataError("is of other features or another head: remove it and make it again", file=path)
+        return cls(tensors["gram"], tensors["cross"], tensors["target"], int(tensors["n"]), tensors["low"])
 
 
 def accumulate(
@@ -99,7 +131,10 @@ def accumulate(
     Raises:
         FitError: a block of another shape, or with a value that is not finite.
     """
-    total = SufficientStatistics.empty(width, targets)
+    size = width + targets
+    high, low = np.zeros((size, size)), np.zeros((size, size))
+    # Features and targets side by side: one symmetric product instead of three, two of them thin.
+    rows = np.empty((_ROWS, size))
     n = 0
     for phi, y in blocks:
         if phi.ndim != 2 or phi.shape[1] != width or y.shape != (len(phi), targets):
@@ -107,18 +142,41 @@ def accumulate(
                 f"after row {n}: features {phi.shape} and targets {y.shape}, expected (n, {width}) and (n, {targets})"
             )
         for start in range(0, len(phi), _ROWS):
-            features = phi[start : start + _ROWS].astype(np.float64)
-            values = np.asarray(y[start : start + _ROWS], dtype=np.float64)
-            gram = features.T @ features  # NumPy calls dsyrk: half the work, symmetric to the last bit
-            target = values.T @ values
+            part = rows[: min(_ROWS, len(phi) - start)]
+            part[:, :width] = phi[start : start + _ROWS]
+            part[:, width:] = y[start : start + _ROWS]
+            product = part.T @ part  # NumPy calls dsyrk: half the work, symmetric to the last bit
             # A value that is not finite makes its diagonal element so: rows are searched only then.
-            if not (np.isfinite(gram.diagonal()).all() and np.isfinite(target.diagonal()).all()):
-                _name_bad_row(features, values, n + start)
-            total.gram[...] += gram
-            total.cross[...] += features.T @ values
-            total.target[...] += target
+            if not np.isfinite(product.diagonal()).all():
+                _name_bad_row(part[:, :width], part[:, width:], n + start)
+            high, lost = _two_sum(high, product)
+            low += lost
         n += len(phi)
-    return SufficientStatistics(total.gram, total.cross, total.target, n)
+    return _from_joint(*_two_sum(high, low), width, n)
+
+
+def merged(statistics: Iterable[SufficientStatistics]) -> SufficientStatistics:
+    """Return the statistics of several data sets (at least one) together: the same bits in any order."""
+    return functools.reduce(operator.add, statistics)
+
+
+def _digest(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
+    return np.frombuffer(digest.digest(), dtype=np.uint8)
+
+
+def _two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """Return the rounded sum and, exactly, what rounding took from it (Knuth 1969)."""
+    total = a + b
+    from_b = total - a
+    return total, (a - (total - from_b)) + (b - from_b)
+
+
+def _from_joint(joint: Floats, low: Floats, width: int, n: int) -> SufficientStatistics:
+    gram, cross, target = joint[:width, :width], joint[:width, width:], joint[width:, width:]
+    return SufficientStatistics(gram.copy(), cross.copy(), target.copy(), n, low)
 
 
 def _name_bad_row(features: NDArray[np.float64], values: NDArray[np.float64], first: int) -> None:

@@ -20,10 +20,10 @@ BASE_MB = 2500
 GPU_BASE_MB = 6000
 # The workflow's own processes without PyTorch.
 LIGHT_MB = 1500
-# Records and row groups on their way.
-READING_MB = 4000
 # They read and shuffle beside each GPU.
 CORES_PER_GPU = 4
+# A process that parses a piece of a raw file (forceuq.data.sources).
+PARSER_MB = 300
 # A process that builds graphs (forceuq.features.extract).
 WORKER_MB = 1200
 # Features held for shuffled reads, at most (forceuq.bll.batches), and once more while they are put together.
@@ -106,12 +106,19 @@ TRAINING = {"cpu": 3.0, "cuda": 1.5}
 
 def generating(atoms: int) -> Request:
     """Return what labelling structures with a cheap model asks for."""
-    return _request(LIGHT_MB, atoms / LABEL)
+    return _request(LIGHT_MB, atoms / LABEL, cores=1)
 
 
-def reading(atoms: int) -> Request:
-    """Return what reading a raw file into structures asks for: a stream, so memory does not grow with it."""
-    return _request(READING_MB, atoms / READ)
+def reading(atoms: int, processes: int = 1) -> Request:
+    """Return what reading a raw file into structures asks for: a stream, so memory does not grow with it.
+
+    Args:
+        atoms: in it.
+        processes: that the reader can use.
+    """
+    if atoms / READ <= SHORT_SECONDS:
+        return _request(LIGHT_MB, atoms / READ)
+    return _request(LIGHT_MB + processes * PARSER_MB, atoms / READ / processes, cores=processes)
 
 
 def splitting(structures: int, atoms: int) -> Request:

@@ -1,22 +1,13 @@
 """From nested plain values to a checked configuration, with errors that name key, value and what is near."""
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from forceuq.configuration.benchmark import nearest
 from forceuq.configuration.models import Configuration
 from forceuq.errors import ConfigurationError
-
-
-def nearest(value: object, choices: Iterable[str]) -> str:
-    """Return a phrase that names the valid choices, the nearest first."""
-    names = [str(choice) for choice in choices]
-    close = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
-    if close:
-        return "did you mean " + " or ".join(f"'{name}'" for name in close) + "?"
-    return "valid: " + ", ".join(f"'{name}'" for name in sorted(names))
 
 
 def load_configuration(values: Mapping[str, Any]) -> Configuration:

@@ -7,6 +7,7 @@ nothing here changes.
 
 import hashlib
 import json
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 from forceuq import backbones, methods
 from forceuq.backbones.small.options import Options as SmallOrbTraining
 from forceuq.calibration_kinds import CALIBRATION_KINDS, CalibrationKind
+from forceuq.configuration.benchmark import Members, Seeds, all_forms, check_methods, for_dataset, joined_tasks, known
 from forceuq.data import generators, sources
 from forceuq.data.download import Source
+from forceuq.data.splits import Task
 
 # Names become folder names; anything else would need quoting in a shell.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -79,6 +82,11 @@ class DatasetConfig(Model):
     options: BaseModel
     label: str = Field(description="Name in tables and figures.")
     download: Source | None = Field(default=None, description="Published raw file.")
+    evaluate_with: tuple[Name, ...] = Field(
+        default=(),
+        description="Data sets whose tasks are evaluated on all of this one, as one more split;"
+        " nothing is trained on it.",
+    )
     expected: ExpectedSize | None = Field(
         default=None,
         description="Its size, for what jobs ask a cluster for; nothing else depends on it. null: 20,000 structures"
@@ -143,8 +151,8 @@ class CombinationConfig(Model):
     """Which fits of another method are combined."""
 
     method: Name = Field(description="Entry of `methods` whose predictions are combined.")
-    members: tuple[tuple[int, ...], ...] = Field(
-        min_length=1, description="The seeds of each ensemble; the first ensemble counts as seed 0, and so on."
+    members: Members = Field(
+        description="The seeds of each ensemble, or these by data set; the first ensemble counts as seed 0, and so on."
     )
     sizes: tuple[int, ...] = Field(
         default=(),
@@ -154,21 +162,32 @@ class CombinationConfig(Model):
 
     @field_validator("members")
     @classmethod
-    def _at_least_two(cls, value: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-        for seeds in value:
+    def _at_least_two(cls, value: Members) -> Members:
+        for seeds in (seeds for ensembles in all_forms(value) for seeds in ensembles):
             if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
                 raise ValueError(f"{list(seeds)} is not an ensemble: at least two different seeds are needed")
         return value
 
     @model_validator(mode="after")
     def _smaller(self) -> "CombinationConfig":
-        whole = len(self.members[0])
-        if self.sizes and any(len(seeds) != whole for seeds in self.members):
+        lengths = {len(seeds) for ensembles in all_forms(self.members) for seeds in ensembles}
+        whole = min(lengths)
+        if self.sizes and len(lengths) > 1:
             raise ValueError("'sizes' compares ensembles of one size: give all 'members' the same number of seeds")
         wrong = [size for size in self.sizes if not 2 <= size < whole]
         if wrong or len(set(self.sizes)) != len(self.sizes):
             raise ValueError(f"sizes {list(self.sizes)}: each once, from 2 to {whole - 1}, below that of 'members'")
         return self
+
+    def smaller(self, size: int) -> "CombinationConfig":
+        """Return the combination of each ensemble's first ``size`` members."""
+
+        def first(ensembles: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+            return tuple(seeds[:size] for seeds in ensembles)
+
+        members = self.members
+        cut = {name: first(own) for name, own in members.items()} if isinstance(members, dict) else first(members)
+        return CombinationConfig(method=self.method, members=cut)
 
 
 class MethodConfig(Model):
@@ -181,8 +200,11 @@ class MethodConfig(Model):
         default=None,
         description="Another entry of `methods` whose fit (same task, same seed) this one starts from.",
     )
-    seeds: tuple[int, ...] | None = Field(
-        default=None, description="Seeds of this method, where they differ from the run's."
+    seeds: Seeds | None = Field(
+        default=None, description="Seeds of this method, or these by data set, where they differ from the run's."
+    )
+    datasets: tuple[Name, ...] | None = Field(
+        default=None, min_length=1, description="The data sets that it is fitted to; null: all that are trained on."
     )
     combines: CombinationConfig | None = Field(
         default=None, description="For kinds that combine fits of another entry: which."
@@ -207,17 +229,43 @@ class MethodConfig(Model):
         return self
 
 
+Count = Annotated[int, Field(ge=1)]
+Shards = Count | dict[str, Count]
+
+
 class FeaturesConfig(Model):
-    """How the atom features are computed and cached; none of it changes their values."""
+    """How the atom features are computed and cached; of this only `precision` changes their values."""
 
     max_atoms_per_batch: int = Field(default=2048, ge=1, description="Atoms in one forward pass, at most.")
-    atoms_per_shard: int = Field(default=200_000, ge=1, description="Atoms in one Parquet shard, at most.")
+    max_edges_per_batch: int = Field(
+        default=1_000_000, ge=1, description="Edges in one forward pass, at most: batches that have more are halved."
+    )
+    shards: dict[Name, Shards] = Field(
+        default={},
+        description="By data set, how many shards each of its parts is cut into, balanced by atoms, each made by a job"
+        " of its own: one number for all parts, or numbers by part. 1 where nothing is said.",
+    )
+    statistics_by_shard: bool = Field(
+        default=False,
+        description="Make the statistics that a BLL fit needs of its training data by a job a shard, where its features"
+        " are known before it (projection pretrained, or starts_from); otherwise the fit makes them, in its threads.",
+    )
+    atoms_per_file: int = Field(default=200_000, ge=1, description="Atoms in one Parquet file of a shard, at most.")
+    precision: Literal["float32", "float16"] = Field(
+        default="float32",
+        description="Of the features as stored; `float16` halves the cache and changes the metrics: docs/scale.md.",
+    )
     workers: int = Field(
         default=1, ge=0, description="Processes that build graphs beside the model; 0: in the job itself."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the model runs; `auto` takes a GPU when there is one."
     )
+
+    def shards_of(self, dataset: str, part: str) -> int:
+        """Return the number of shards of a part."""
+        shards = self.shards.get(dataset, 1)
+        return shards if isinstance(shards, int) else shards.get(part, 1)
 
 
 class SurfaceConfig(Model):
@@ -266,7 +314,7 @@ class Configuration(Model):
     results: str = Field(
         default="results", min_length=1, description="Folder of results and caches, shared by all runs."
     )
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Seeds of the fits.")
+    seeds: Seeds = Field(default=(0,), description="Seeds of the fits, or these by data set.")
     device: Literal["cpu", "cuda"] | None = Field(
         default=None,
         description="Where backbones run and methods are trained, for every entry that has a `device` and does not"
@@ -314,8 +362,7 @@ class Configuration(Model):
             if (combination := method.combines) is None:
                 continue
             for size in combination.sizes:
-                members = tuple(seeds[:size] for seeds in combination.members)
-                smaller = CombinationConfig(method=combination.method, members=members)
+                smaller = combination.smaller(size)
                 label = f"{method.label}, {size} members"
                 entry = method.model_copy(update={"combines": smaller, "label": label, "in_tables": False})
                 if value.get(key := smaller_ensemble(name, size), entry) != entry:
@@ -325,9 +372,10 @@ class Configuration(Model):
 
     @field_validator("seeds", "calibrations")
     @classmethod
-    def _no_duplicates(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError(f"{list(value)} names something twice")
+    def _no_duplicates(cls, value: Any) -> Any:
+        for entries in all_forms(value):
+            if len(set(entries)) != len(entries):
+                raise ValueError(f"{list(entries)} names something twice")
         return value
 
     @model_validator(mode="after")
@@ -337,48 +385,43 @@ class Configuration(Model):
         for key in ("datasets", "backbone", "methods"):
             if not getattr(self, key):
                 raise ValueError(f"'{key}' is missing: a benchmark needs data sets, a backbone and methods")
-        for name, method in self.methods.items():
-            seen = [name]
-            start = method.starts_from
-            while start is not None:
-                if start in seen:
-                    raise ValueError(f"methods.{name}.starts_from: {' -> '.join([*seen, start])} is a circle")
-                _known(f"methods.{name}.starts_from", start, self.methods)
-                if self.methods[start].combines is not None:
-                    raise ValueError(f"methods.{name}.starts_from: '{start}' is a combination, not a fit")
-                missing = set(self.seeds_of(name)) - set(self.seeds_of(start))
-                if missing:
-                    raise ValueError(f"methods.{name}.starts_from: '{start}' has no seeds {sorted(missing)}")
-                seen.append(start)
-                start = self.methods[start].starts_from
-        for name, method in self.methods.items():
-            self._members(name, method.combines)
+        check_methods(self)
+        for name, shards in self.features.shards.items():
+            known("features.shards", name, self.datasets)
+            dataset = self.datasets[name]
+            parts = dict.fromkeys(sources.load_source(dataset.kind).parts(dataset.options))
+            for part in shards if isinstance(shards, dict) else ():
+                known(f"features.shards.{name}", part, parts)
         shown = {name: method for name, method in self.methods.items() if method.evaluate and method.in_tables}
         if not shown:
             raise ValueError("'methods' has nothing to show in the tables")
         for name in self.figures.surface.methods if self.figures.surface is not None else ():
-            _known("figures.surface.methods", name, shown)
+            known("figures.surface.methods", name, shown)
         for name in self.figures.recalibration_methods:
-            _known("figures.recalibration_methods", name, shown)
+            known("figures.recalibration_methods", name, shown)
         return self
 
-    def _members(self, name: str, combination: CombinationConfig | None) -> None:
-        if combination is None:
-            return
-        key = f"methods.{name}.combines"
-        _known(f"{key}.method", combination.method, self.methods)
-        if self.methods[combination.method].combines is not None:
-            raise ValueError(f"{key}.method: '{combination.method}' is a combination itself")
-        missing = {seed for seeds in combination.members for seed in seeds} - set(self.seeds_of(combination.method))
-        if missing:
-            raise ValueError(f"{key}.members: '{combination.method}' has no seeds {sorted(missing)}")
+    @cached_property
+    def tasks(self) -> dict[tuple[str, str], Task]:
+        """Every task by (data set, name), with all that it is evaluated on."""
+        return joined_tasks(self.datasets)
 
-    def seeds_of(self, method: str) -> tuple[int, ...]:
-        """Return the seeds of a method."""
+    def seeds_of(self, method: str, dataset: str) -> tuple[int, ...]:
+        """Return the seeds of a method on a data set; none where it is not fitted to it."""
         entry = self.methods[method]
+        if entry.datasets is not None and dataset not in entry.datasets:
+            return ()
         if entry.combines is not None:
-            return tuple(range(len(entry.combines.members)))
-        return self.seeds if entry.seeds is None else entry.seeds
+            return tuple(range(len(self.members_of(method, dataset))))
+        seeds = self.seeds if entry.seeds is None else entry.seeds
+        return for_dataset(seeds, dataset, self.seeds) or ()
+
+    def members_of(self, method: str, dataset: str) -> tuple[tuple[int, ...], ...]:
+        """Return the members' seeds of each ensemble of a combination on a data set."""
+        entry = self.methods[method]
+        if entry.combines is None or (entry.datasets is not None and dataset not in entry.datasets):
+            return ()
+        return for_dataset(entry.combines.members, dataset) or ()
 
 
 def with_device(values: dict[str, Any], device: str) -> dict[str, Any]:
@@ -402,10 +445,3 @@ def _method_with_device(entry: Any, device: str) -> Any:
 def smaller_ensemble(name: str, size: int) -> str:
     """Return the name of an ensemble's smaller version."""
     return f"{name}-{size}"
-
-
-def _known(key: str, value: str, among: dict[str, Any]) -> None:
-    from forceuq.configuration.loading import nearest
-
-    if value not in among:
-        raise ValueError(f"{key}: there is no '{value}'; {nearest(value, among)}")

@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from forceuq.errors import DownloadError
+from forceuq.data.archives import pack_folder
+from forceuq.errors import DataError, DownloadError
 from forceuq.files import file_digest, read_json, write_json
 
 _BLOCK = 2**16  # bytes; up to one block is lost where a connection breaks
@@ -28,7 +29,9 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     urls: tuple[str, ...] = Field(
-        min_length=1, description="Addresses of the same bytes, tried in order: http, https, or file (may be relative)."
+        min_length=1,
+        description="Addresses of the same bytes, tried in order: http, https, or file (may be relative;"
+        " a folder is packed into a tar archive).",
     )
     filename: str = Field(min_length=1, description="The publisher's name of the file.")
     size: int | None = Field(default=None, gt=0, description="Bytes.")
@@ -127,9 +130,15 @@ def _fetch(source: Source, url: str, partial: Path, note: Path) -> None:
 
 def _copy(url: str, partial: Path, note: Path) -> None:
     path = Path(unquote(urlsplit(url).path))
-    if not path.is_file():
-        raise _Failure(f"there is no file {path.resolve()}", again=False)
     note.unlink(missing_ok=True)
+    if path.is_dir():
+        try:
+            pack_folder(path, partial)
+        except DataError as error:
+            raise _Failure(str(error), again=False) from None
+        return
+    if not path.is_file():
+        raise _Failure(f"there is no file or folder {path.resolve()}", again=False)
     with path.open("rb") as raw, partial.open("wb") as handle:
         shutil.copyfileobj(raw, handle, _BLOCK)
         _sync(handle)

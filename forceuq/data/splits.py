@@ -16,12 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from forceuq.data.structures import read_columns
 from forceuq.errors import DataError
 from forceuq.files import whole_file
 from forceuq.parquet_schema import open_parquet, schema_metadata
 
 SCHEMA = "splits"
 VERSION = 1
+WHOLE = "all"
+"""The part of a data set that is not cut: every structure is in it."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,34 @@ def write_splits(
     table = pa.Table.from_arrays([ids, pa.array(row[order]), pa.array(part, pa.string())], schema=schema)
     with whole_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def write_whole(structures: str | Path, path: str | Path, source: str) -> None:
+    """Write the splits file of a data set that is not cut: every structure is in the part ``all``."""
+    ids = read_columns(structures, ["structure_id"]).column(0).to_pylist()
+    write_splits(path, ids, np.arange(len(ids)), [WHOLE] * len(ids), expected=(WHOLE,), metadata={"source": source})
+
+
+def cut_groups(groups: Sequence[str], fractions: tuple[float, float, float], seed: int) -> NDArray[np.int64]:
+    """Cut groups into train, validation and test; no group is in two of them.
+
+    The cut depends on the seed and on the set of groups alone, not on their order or how often each occurs.
+
+    Args:
+        groups: (n,) the group of each structure.
+        fractions: shares of the groups in train, validation and test; they sum to 1.
+        seed: of the cut.
+
+    Returns:
+        (n,) 0 for train, 1 for validation, 2 for test.
+    """
+    names, group = np.unique(np.asarray(groups, dtype=object), return_inverse=True)
+    train, validation = round(fractions[0] * len(names)), round(fractions[1] * len(names))
+    use = np.full(len(names), 2, dtype=np.int64)
+    order = np.random.default_rng(seed).permutation(len(names))
+    use[order[:train]] = 0
+    use[order[train : train + validation]] = 1
+    return use[group]
 
 
 def read_part(splits: str | Path, part: str) -> NDArray[np.int64]:

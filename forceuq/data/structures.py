@@ -5,8 +5,9 @@ Units: Å, eV, eV/Å.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from forceuq.data.structure_columns import ENCODING, FIELDS, structures_table
 from forceuq.errors import DataError
-from forceuq.files import whole_file, write_json
+from forceuq.files import remove_leftovers, whole_file, write_json
 from forceuq.parquet_schema import open_parquet, schema_metadata
 
 if TYPE_CHECKING:
@@ -31,20 +34,6 @@ ROW_GROUP = 1000
 DEFAULT_MAX_BAD_FRACTION = 0.01
 _HEAVIEST = 118
 _REPORTED = 1000
-
-_FIELDS = pa.schema(
-    [
-        pa.field("structure_id", pa.string(), nullable=False),
-        pa.field("group_id", pa.string(), nullable=False),
-        pa.field("numbers", pa.list_(pa.int32()), nullable=False),
-        pa.field("positions", pa.list_(pa.float64()), nullable=False),
-        pa.field("cell", pa.list_(pa.float64(), 9), nullable=False),
-        pa.field("pbc", pa.bool_(), nullable=False),
-        pa.field("energy", pa.float64()),
-        pa.field("forces", pa.list_(pa.float64()), nullable=False),
-        pa.field("energy_above_relaxed", pa.float64()),
-    ]
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +118,11 @@ def fault(candidate: Structure) -> str | None:
     ):
         if array.shape != shape:
             return f"{name} have the shape {array.shape}, not {shape}"
-        if not np.isfinite(array).all():
+        # The sum is quicker, and seldom overflows where all are finite.
+        if not (math.isfinite(array.sum()) or np.isfinite(array).all()):
             return f"{name} not finite"
     for name, value in (("energy", s.energy), ("energy_above_relaxed", s.energy_above_relaxed)):
-        if value is not None and not np.isfinite(value):
+        if value is not None and not math.isfinite(value):
             return f"{name} not finite"
     if s.pbc and abs(np.linalg.det(s.cell)) < 1e-6:
         return "periodic with a cell of no volume"
@@ -168,15 +158,18 @@ class StructureWriter:
         self.n_rejected = 0
         self._rejected: list[dict[str, str]] = []
         self._reasons: Counter[str] = Counter()
-        self._schema = _FIELDS.with_metadata(schema_metadata(SCHEMA, VERSION, metadata))
+        self._schema = FIELDS.with_metadata(schema_metadata(SCHEMA, VERSION, metadata))
         self._rows: list[Structure] = []
+        # What is not yet enough for a row group.
+        self._tables: list[pa.Table] = []
         self._seen: set[bytes] = set()
         self._stack = ExitStack()
         self._writer: pq.ParquetWriter
 
     def __enter__(self) -> Self:
+        remove_leftovers(self.path)
         temporary = self._stack.enter_context(whole_file(self.path))
-        self._writer = self._stack.enter_context(pq.ParquetWriter(temporary, self._schema, compression="zstd"))
+        self._writer = self._stack.enter_context(pq.ParquetWriter(temporary, self._schema, **ENCODING))
         return self
 
     def __exit__(
@@ -186,7 +179,8 @@ class StructureWriter:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
-            self._flush()
+            self._collect()
+            self._write_groups(smallest=1)
             self._judge()
             self._writer.close()
             write_json(
@@ -201,14 +195,7 @@ class StructureWriter:
 
     def add(self, candidate: Structure) -> bool:
         """Write a structure, or reject it where something is wrong with it; return whether it was written."""
-        reason = fault(candidate)
-        if reason is None:
-            # Eight bytes an id: 1.6 million structures collide with a probability of 1e-7.
-            key = hashlib.blake2b(candidate.structure_id.encode(), digest_size=8).digest()
-            if key in self._seen:
-                reason = "duplicate structure_id"
-            else:
-                self._seen.add(key)
+        reason = fault(candidate) or self._repeated(candidate.structure_id)
         if reason is not None:
             self.reject(candidate.structure_id, reason)
             return False
@@ -216,8 +203,31 @@ class StructureWriter:
         self.written += 1
         self.atoms += len(candidate)
         if len(self._rows) == ROW_GROUP:
-            self._flush()
+            self._collect()
         return True
+
+    def add_table(self, table: pa.Table, rejected: Sequence[tuple[int, str, str]] = ()) -> None:
+        """Write what another process has gathered and checked; see ``structure_blocks``.
+
+        Args:
+            table: structures that have no fault; repeated ids are rejected here.
+            rejected: row that it came before, id and reason of each rejected structure, in order.
+        """
+        keep = []
+        waiting = deque(rejected)
+        for row, structure_id in enumerate(table.column("structure_id").to_pylist()):
+            while waiting and waiting[0][0] <= row:
+                self.reject(*waiting.popleft()[1:])
+            reason = self._repeated(structure_id)
+            if reason is not None:
+                self.reject(structure_id, reason)
+            keep.append(reason is None)
+        for _, structure_id, reason in waiting:
+            self.reject(structure_id, reason)
+        sound = table if all(keep) else table.filter(pa.array(keep))
+        self.written += sound.num_rows
+        self.atoms += pc.sum(pc.list_value_length(sound.column("numbers"))).as_py() or 0
+        self._collect(sound)
 
     def reject(self, structure_id: str, reason: str) -> None:
         """Count a structure as bad."""
@@ -226,10 +236,29 @@ class StructureWriter:
         if len(self._rejected) < _REPORTED:
             self._rejected.append({"id": structure_id, "reason": reason})
 
-    def _flush(self) -> None:
+    def _repeated(self, structure_id: str) -> str | None:
+        # Eight bytes an id: 1.6 million structures collide with a probability of 1e-7.
+        key = hashlib.blake2b(structure_id.encode(), digest_size=8).digest()
+        if key in self._seen:
+            return "duplicate structure_id"
+        self._seen.add(key)
+        return None
+
+    def _collect(self, table: pa.Table | None = None) -> None:
         if self._rows:
-            self._writer.write_table(_table(self._rows, self._schema), row_group_size=ROW_GROUP)
+            self._tables.append(structures_table(self._rows))
             self._rows = []
+        if table is not None:
+            self._tables.append(table)
+        self._write_groups(smallest=ROW_GROUP)
+
+    def _write_groups(self, smallest: int) -> None:
+        """Write row groups while there are enough rows; they are cut alike however the rows came."""
+        while sum(table.num_rows for table in self._tables) >= smallest:
+            waiting = pa.concat_tables(self._tables)
+            group = waiting.slice(0, ROW_GROUP).combine_chunks().cast(self._schema)
+            self._writer.write_table(group, row_group_size=ROW_GROUP)
+            self._tables = [waiting.slice(ROW_GROUP)]
 
     def _judge(self) -> None:
         total = self.written + self.n_rejected
@@ -249,30 +278,6 @@ class StructureWriter:
 def report_path(structures: str | Path) -> Path:
     """Return the path of the sidecar report of a structures file."""
     return Path(f"{structures}.report.json")
-
-
-def _table(rows: list[Structure], schema: pa.Schema) -> pa.Table:
-    atoms = np.cumsum([0, *(len(s) for s in rows)], dtype=np.int32)
-
-    def ragged(name: str, width: int, kind: pa.DataType) -> pa.Array:
-        flat = np.concatenate([getattr(s, name).reshape(-1) for s in rows])
-        return pa.ListArray.from_arrays(pa.array(atoms * width, pa.int32()), pa.array(flat, kind))
-
-    cells = np.concatenate([s.cell.reshape(-1) for s in rows])
-    return pa.Table.from_arrays(
-        [
-            pa.array([s.structure_id for s in rows], pa.string()),
-            pa.array([s.group_id for s in rows], pa.string()),
-            ragged("numbers", 1, pa.int32()),
-            ragged("positions", 3, pa.float64()),
-            pa.FixedSizeListArray.from_arrays(pa.array(cells, pa.float64()), 9),
-            pa.array([s.pbc for s in rows], pa.bool_()),
-            pa.array([s.energy for s in rows], pa.float64()),
-            ragged("forces", 3, pa.float64()),
-            pa.array([s.energy_above_relaxed for s in rows], pa.float64()),
-        ],
-        schema=schema,
-    )
 
 
 def structures_metadata(path: str | Path) -> dict[str, Any]:

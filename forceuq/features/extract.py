@@ -1,41 +1,27 @@
-"""From structures to the feature cache: graphs built beside the model, batches bounded by atoms."""
+"""From structures to the feature cache: one shard of one part, by one process with helpers."""
 
-import contextlib
+import itertools
 import logging
-import multiprocessing
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from forceuq.backbones import BackboneModule, load_backbone_module
+from forceuq.backbones import load_backbone_module
 from forceuq.data.splits import read_part
-from forceuq.data.structures import Structure, read_structures
-from forceuq.errors import DataError
+from forceuq.data.structures import read_structures
+from forceuq.errors import ConfigurationError, DataError
 from forceuq.features.cache import FeatureWriter
-from forceuq.features.layout import FeatureMetadata
+from forceuq.features.forward import Extraction, Forward
+from forceuq.features.graphs import Batch, graph_builder
+from forceuq.features.layout import FeatureMetadata, Precision
+from forceuq.features.shards import atom_counts, check_shard, passes, row_group_atoms, shard_bounds
 from forceuq.files import file_digest
 
 _LOGGER = logging.getLogger(__name__)
-Batch = list[tuple[int, Structure]]
-
-
-def batches(structures: Iterator[tuple[int, Structure]], max_atoms: int) -> Iterator[Batch]:
-    """Yield consecutive structures whose atoms together are at most ``max_atoms`` (or a single structure)."""
-    batch: Batch = []
-    atoms = 0
-    for row, structure in structures:
-        if batch and atoms + len(structure) > max_atoms:
-            yield batch
-            batch, atoms = [], 0
-        batch.append((row, structure))
-        atoms += len(structure)
-    if batch:
-        yield batch
 
 
 def extract_features(
@@ -48,12 +34,18 @@ def extract_features(
     output: Path,
     *,
     dataset: str = "",
+    shard: int = 0,
+    shards: int = 1,
+    precision: Precision = "float32",
     max_atoms_per_batch: int = 2048,
-    atoms_per_shard: int = 200_000,
+    max_edges_per_batch: int = 1_000_000,
+    atoms_per_file: int = 200_000,
     workers: int = 1,
     device: str = "auto",
-) -> tuple[int, float]:
-    """Compute and cache the node features of one part of a data set.
+) -> Extraction:
+    """Compute and cache the node features of one part of a data set, or of one shard of it.
+
+    Features are the same whatever the number of shards and of workers.
 
     Args:
         structures: structures file.
@@ -64,28 +56,38 @@ def extract_features(
         options: settings of the backbone, as plain values.
         output: the cache's directory.
         dataset: the data set's name, for the metadata.
+        shard: which shard, counted from 0.
+        shards: how many the part is cut into; see ``forceuq.features.shards``.
+        precision: of the features as stored.
         max_atoms_per_batch: atoms in a forward pass, at most (a larger structure goes alone).
-        atoms_per_shard: atoms in a Parquet shard, at most.
+        max_edges_per_batch: edges in a forward pass, at most (likewise).
+        atoms_per_file: atoms in a Parquet file, at most.
         workers: processes that build graphs beside the model; 0: none, this one does it.
         device: cpu, cuda, or auto.
 
-    Returns:
-        The number of atoms, and the seconds that they took once model and workers were ready.
-
     Raises:
-        DataError: weights, structures or splits that cannot be used, or features that are not finite.
+        DataError: weights, structures or splits that cannot be used, features that are not finite, or a structure
+            that does not fit into the device's memory.
+        ConfigurationError: there is no such shard, or no GPU for ``device: cuda``.
     """
     import torch
     from tqdm import tqdm
 
+    check_shard(shard, shards)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("device: cuda, but torch finds no GPU here; use device: cpu")
     module = load_backbone_module(kind)
     settings = module.Options(**options)
     backbone = module.load(weights, settings, device)
     rows = read_part(splits, part)
     if not len(rows):
         raise DataError(f"has no structures of part '{part}'", file=splits)
+    atoms = atom_counts(structures, rows)
+    row_group = row_group_atoms(int(atoms.sum()))
+    first, last = shard_bounds(atoms, shards)[shard : shard + 2]
+    rows, atoms = rows[first:last], atoms[first:last]
     metadata = FeatureMetadata(
         width=backbone.node_dim,
         backbone=kind,
@@ -93,21 +95,23 @@ def extract_features(
         weights_sha256=file_digest(weights),
         dataset=dataset,
         part=part,
+        shard=shard,
+        shards=shards,
+        precision=precision,
     )
-    _LOGGER.info("%s: %d structures on %s", part, len(rows), device)
-    atoms = 0
-    work = batches(read_structures(structures, rows), max_atoms_per_batch)
+    _LOGGER.info("%s, shard %d of %d: %d structures on %s", part, shard, shards, len(rows), device)
+    done = Extraction(device, max_atoms_per_batch)
     with (
-        FeatureWriter(output, metadata, atoms_per_shard) as writer,
+        FeatureWriter(output, metadata, atoms_per_file, row_group) as writer,
         tqdm(total=len(rows), desc=part, unit="structure", mininterval=2) as progress,
         torch.inference_mode(),
-        _graph_builders(module, settings, workers) as pool,
+        graph_builder(kind, settings, max_edges_per_batch, workers) as builder,
     ):
         began = time.perf_counter()
-        for batch, graph in _with_graphs(work, module, settings, pool, workers):
+        work = _batches(structures, rows, passes(atoms, row_group, max_atoms_per_batch), done)
+        for batch, features, zbl in Forward(backbone, builder, device, done).all(work):
+            entered = time.perf_counter()
             try:
-                features = backbone.node_features(graph).float().cpu().numpy()
-                zbl = backbone.zbl(graph).double().cpu().numpy()
                 writer.add(
                     np.repeat([row for row, _ in batch], [len(s) for _, s in batch]),
                     np.concatenate([np.arange(len(s)) for _, s in batch]),
@@ -117,66 +121,33 @@ def extract_features(
                     features,
                 )
             except DataError as error:
-                first, last = batch[0][1].structure_id, batch[-1][1].structure_id
-                raise DataError(f"in the batch from {first} to {last}: {error}", file=structures) from error
-            atoms += sum(len(structure) for _, structure in batch)
+                first_id, last_id = batch[0][1].structure_id, batch[-1][1].structure_id
+                raise DataError(f"in the batch from {first_id} to {last_id}: {error}", file=structures) from error
+            done.writing += time.perf_counter() - entered
+            done.atoms += sum(len(structure) for _, structure in batch)
             progress.update(len(batch))
-        seconds = time.perf_counter() - began
-    return atoms, seconds
+        done.seconds = time.perf_counter() - began
+    _LOGGER.info(
+        "%d atoms in %.1f s: reading %.1f, waiting for graphs %.1f, model %.1f, writing %.1f; the bottleneck: %s",
+        *(done.atoms, done.seconds, done.reading, done.graphs, done.model, done.writing, done.bottleneck),
+    )
+    return done
+
+
+def _batches(
+    structures: Path, rows: NDArray[np.int64], bounds: Sequence[tuple[int, int]], done: Extraction
+) -> Iterator[Batch]:
+    if not bounds:
+        return
+    stream = read_structures(structures, rows)
+    for first, last in bounds:
+        began = time.perf_counter()
+        batch = list(itertools.islice(stream, last - first))
+        done.reading += time.perf_counter() - began
+        yield batch
 
 
 def export_head(weights: Path, kind: str, options: dict[str, Any], output: Path) -> None:
     """Write a backbone's force head to a file of its own."""
     module = load_backbone_module(kind)
     module.load(weights, module.Options(**options)).head().save(output)
-
-
-def _build(kind: str, settings: Any, structures: list[Structure]) -> Any:
-    import torch
-
-    torch.set_num_threads(1)
-    return load_backbone_module(kind).graphs(structures, settings)
-
-
-def _kind_of(module: BackboneModule) -> str:
-    return str(module.__name__.rpartition(".")[2])  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def _graph_builders(module: BackboneModule, settings: Any, workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Start the processes that build graphs, and wait until they can; none of them for ``workers`` = 0."""
-    if workers == 0:
-        yield None
-        return
-    # Spawned, since a fork of a process that runs torch's threads or CUDA may hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    try:
-        # A molecule of hydrogen: what builds graphs is imported when the first one is built.
-        positions = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]])
-        first = Structure("", "", np.array([1, 1]), positions, np.zeros((3, 3)), False, None, np.zeros((2, 3)), None)
-        for ready in [pool.submit(_build, _kind_of(module), settings, [first]) for _ in range(workers)]:
-            ready.result()
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _with_graphs(
-    work: Iterator[Batch], module: BackboneModule, settings: Any, pool: ProcessPoolExecutor | None, workers: int
-) -> Iterator[tuple[Batch, Any]]:
-    """Yield batches with their graphs, in order; at most two batches a worker wait ahead of the model."""
-    if pool is None:
-        for batch in work:
-            yield batch, module.graphs([s for _, s in batch], settings)
-        return
-    kind = _kind_of(module)
-    waiting: deque[tuple[Batch, Future[Any]]] = deque()
-    for batch in work:
-        waiting.append((batch, pool.submit(_build, kind, settings, [s for _, s in batch])))
-        if len(waiting) > 2 * workers:
-            ready, future = waiting.popleft()
-            yield ready, future.result()
-    while waiting:
-        ready, future = waiting.popleft()
-        yield ready, future.result()

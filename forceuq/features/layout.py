@@ -4,13 +4,20 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 SCHEMA = "features"
-VERSION = 1
+VERSION = 2
+MANIFEST = "manifest.json"
+# Atoms in a row group, at most: the unit that is read, and read out of order.
+ROW_GROUP_ATOMS = 16_384
+
+Precision = Literal["float32", "float16"]
+_STORED: dict[Precision, str] = {"float32": "<f4", "float16": "<f2"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,9 @@ class FeatureMetadata:
         rows_per_atom: rows an atom (1 for a direct force head).
         dataset: the dataset's name.
         part: the part's name.
+        shard: which of the part's shards this is; the shards are consecutive structures, in order.
+        shards: how many there are.
+        precision: of the features as stored; they are float32 when read.
     """
 
     width: int
@@ -38,6 +48,9 @@ class FeatureMetadata:
     rows_per_atom: int = 1
     dataset: str = ""
     part: str = ""
+    shard: int = 0
+    shards: int = 1
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -50,8 +63,8 @@ class FeatureBlock:
         number: (n,) int16, the atomic number.
         force: (n, 3) float64, the reference force, eV/Å.
         zbl: (n, 3) float64, what the backbone adds after its head, eV/Å.
-        features: (n, D) float32, a view of what was read: not to be written to.
-        part_index: index of the directory that the block is from.
+        features: (n, D) float32, a view of what was read where that is float32: not to be written to.
+        part_index: index of the part that the block is from, among those that are read.
     """
 
     structure: NDArray[np.int64]
@@ -102,7 +115,7 @@ def cuts(starts: NDArray[np.int64], max_atoms: int) -> list[int]:
 
 
 def arrow_schema(metadata: FeatureMetadata) -> pa.Schema:
-    """Return the schema of a shard, with the metadata in its header."""
+    """Return the schema of a file, with the metadata in its header."""
     header = {"schema": SCHEMA, "version": VERSION, **asdict(metadata)}
     vector = pa.list_(pa.float64(), 3)
     return pa.schema(
@@ -112,10 +125,19 @@ def arrow_schema(metadata: FeatureMetadata) -> pa.Schema:
             pa.field("number", pa.int16(), nullable=False),
             pa.field("force", vector, nullable=False),
             pa.field("zbl", vector, nullable=False),
-            pa.field("features", pa.binary(4 * metadata.width), nullable=False),
+            pa.field("features", pa.binary(storage_type(metadata).itemsize * metadata.width), nullable=False),
         ],
         metadata={b"forceuq": json.dumps(header, sort_keys=True).encode()},
     )
+
+
+def storage_type(metadata: FeatureMetadata) -> np.dtype[Any]:
+    """Return the type of a feature as it is stored.
+
+    Raises:
+        KeyError: the metadata name no precision that is known.
+    """
+    return np.dtype(_STORED[metadata.precision])
 
 
 def footer_digest(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Figure 2: what the rescaling does to calibration and likelihood, split by split."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def recalibration_figures(
     splits: SplitLabels,
     datasets: Mapping[str, str],
     *,
+    fitted_to: Mapping[str, Sequence[str]] | None = None,
     before: str = "none",
     after: str = "decoupled",
 ) -> None:
@@ -39,6 +40,7 @@ def recalibration_figures(
         methods: labels of the methods by name, above the figures.
         splits: (dataset, split, label) in order; a label stands under its points.
         datasets: titles of the columns by dataset, in order.
+        fitted_to: the data sets that each method is fitted to; without it every method must be on every data set.
         before: the calibration to start from.
         after: the calibration to end at.
 
@@ -47,9 +49,10 @@ def recalibration_figures(
     """
     means = aggregate(read_frame(metrics, "metrics"))
     for method, output in outputs.items():
-        data = _data(means, metrics, method, splits, datasets, (before, after))
+        shown = {name: label for name, label in datasets.items() if fitted_to is None or name in fitted_to[method]}
+        data = _data(means, metrics, method, splits, shown, (before, after))
         with mpl.rc_context(RC):
-            _draw(data, output, datasets, (before, after), methods[method])
+            _draw(data, output, shown, (before, after), methods[method])
 
 
 def _data(

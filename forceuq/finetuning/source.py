@@ -12,7 +12,7 @@ from forceuq.backbones import TrainableBackbone, load_backbone_module
 from forceuq.data.splits import read_part
 from forceuq.data.structures import Structure, read_structures
 from forceuq.errors import ConfigurationError, DataError
-from forceuq.features.extract import batches
+from forceuq.features.graphs import batches
 from forceuq.finetuning.frames import Frames
 from forceuq.methods import BackboneSource, StructurePart
 from forceuq.predictions import PredictionBlock

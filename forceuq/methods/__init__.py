@@ -50,6 +50,7 @@ class TrainingData:
         train_structures: the training parts themselves; for kinds with ``NEEDS_STRUCTURES`` only, else empty.
         validation_structures: the validation parts likewise.
         backbone: the backbone itself likewise.
+        statistics: what the kind's ``summarise_shard`` wrote of each of ``train``; empty where it was not asked to.
     """
 
     train: tuple[Path, ...]
@@ -58,6 +59,7 @@ class TrainingData:
     train_structures: tuple[StructurePart, ...] = ()
     validation_structures: tuple[StructurePart, ...] = ()
     backbone: BackboneSource | None = None
+    statistics: tuple[Path, ...] = ()
 
 
 class FittedMethod(Protocol):
@@ -80,7 +82,10 @@ class FittedMethod(Protocol):
 class MethodModule(Protocol):
     """The interface of a kind's module.
 
-    A kind that works on structures rather than on cached features says ``NEEDS_STRUCTURES = True``.
+    A kind that works on structures rather than on cached features says ``NEEDS_STRUCTURES = True``. One whose fit
+    can be made from statistics of shards offers ``head_before_fit(options, head, starts_from)``, the file of the
+    head whose features they are of (None where that comes of the fit itself), and ``summarise_shard(features,
+    head, output)``, which writes them; see ``forceuq.methods.bll``.
     """
 
     Options: type[Any]
@@ -105,6 +110,20 @@ class MethodModule(Protocol):
 def needs_structures(kind: str) -> bool:
     """Return whether methods of a kind work on structures rather than on cached features."""
     return bool(getattr(load_method(kind), "NEEDS_STRUCTURES", False))
+
+
+def head_before_fit(kind: str, options: Any, head: Path, starts_from: Path | None) -> Path | None:
+    """Return the file of the head under which shards can be summarised before a fit; None where they cannot.
+
+    Args:
+        kind: of method.
+        options: its ``Options``.
+        head: the backbone's force head.
+        starts_from: directory of the fit that this one starts from.
+    """
+    given = getattr(load_method(kind), "head_before_fit", None)
+    path: Path | None = None if given is None else given(options, head, starts_from)
+    return path
 
 
 def combines_members(kind: str) -> bool:

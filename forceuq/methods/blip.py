@@ -139,7 +139,7 @@ def fit(
 
     Raises:
         ConfigurationError: ``starts_from`` is given, no backbone, or too few GPUs for ``device: cuda``.
-        FitError: no structures, a process that died, a loss that is not finite, or training residuals without a covariance.
+        FitError: no structures, a process that died, a loss that is not finite, or residuals without a covariance.
         DataError: files that cannot be read.
     """
     from forceuq.blip.fitting import fit_blip

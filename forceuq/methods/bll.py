@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from forceuq.backbones.head import ForceHead
     from forceuq.bll.evidence import EvidenceFit
     from forceuq.bll.posterior import Posterior
-    from forceuq.bll.statistics import SufficientStatistics
     from forceuq.bll.training import TrainedProjection
     from forceuq.features.cache import FeatureReader
 
 _LOGGER = logging.getLogger(__name__)
 _LEARNED = "bll-learned-hyperparameters"
+_PROJECTION = "projection.safetensors"
 
 
 class Options(BaseModel):
@@ -103,7 +103,7 @@ class FittedBLL:
         from safetensors.numpy import save_file
 
         directory.mkdir(parents=True, exist_ok=True)
-        self.head.save(directory / "projection.safetensors")
+        self.head.save(directory / _PROJECTION)
         self.posterior.save(directory / "posterior.safetensors")
         if self.learned is not None:
             tensors = {"precision": self.learned.precision, "noise": self.learned.noise}
@@ -169,6 +169,7 @@ def fit(
     from forceuq.bll.batches import check_width
     from forceuq.bll.evidence import effective_parameters, fit_evidence, nlml, noise_parameters
     from forceuq.bll.posterior import Posterior
+    from forceuq.bll.summary import merge_shards, summarise
     from forceuq.features.cache import FeatureReader
 
     reader = FeatureReader(data.train)
@@ -201,7 +202,12 @@ def fit(
     check_width((reader,), head)
 
     began = time.perf_counter()
-    statistics = _statistics(reader, head)
+    if data.statistics:
+        file = data.head if starts_from is None else starts_from / _PROJECTION
+        statistics = merge_shards(data.statistics, data.train, file)
+        report["statistics"] = {"shards": len(data.statistics)}
+    else:
+        statistics = summarise(reader, head)
     seconds["statistics"] = time.perf_counter() - began
 
     began = time.perf_counter()
@@ -227,6 +233,20 @@ def fit(
     return FittedBLL(options, _with_mean(head, posterior), posterior, learned, report)
 
 
+def head_before_fit(options: Options, head: Path, starts_from: Path | None) -> Path | None:
+    """Return the file of the head that makes the features, where that is there before the fit; else None."""
+    if starts_from is not None:
+        return starts_from / _PROJECTION
+    return head if options.projection == "pretrained" else None
+
+
+def summarise_shard(features: Path, head: Path, output: Path) -> None:
+    """Write the statistics of one shard's features under a head: a fit's ``statistics``."""
+    from forceuq.bll import summary
+
+    summary.summarise_shard(features, head, output)
+
+
 def load(directory: Path, backbone: BackboneSource | None = None) -> FittedBLL:
     """Read what ``FittedBLL.save`` wrote.
 
@@ -238,7 +258,7 @@ def load(directory: Path, backbone: BackboneSource | None = None) -> FittedBLL:
 
     return FittedBLL(
         _read_options(directory),
-        ForceHead.load(directory / "projection.safetensors"),
+        ForceHead.load(directory / _PROJECTION),
         Posterior.load(directory / "posterior.safetensors"),
         _load_learned(directory),
         read_json(directory / "report.json"),
@@ -269,7 +289,7 @@ def _reuse(directory: Path, options: Options) -> "tuple[ForceHead, _Learned | No
     # All others shape the projection.
     names = set(Options.model_fields) - {"hyperparameters", "homoscedastic", "device"}
     refuse_other_settings(directory, other, options, sorted(names))
-    return ForceHead.load(directory / "projection.safetensors"), _load_learned(directory)
+    return ForceHead.load(directory / _PROJECTION), _load_learned(directory)
 
 
 def _train(
@@ -298,13 +318,6 @@ def _train(
         device=options.device,
     )
     return train_projection(train, validation, head, settings, seed, checkpoints)
-
-
-def _statistics(reader: "FeatureReader", head: "ForceHead") -> "SufficientStatistics":
-    from forceuq.bll.statistics import accumulate
-
-    blocks = ((head.penultimate(block.features), block.force - block.zbl) for block in reader.blocks())
-    return accumulate(blocks, len(head.weights[-1][1]), reader.metadata.targets)
 
 
 def _parameters(head: "ForceHead", options: Options) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """The records of a run and of the caches that it used, joined to a graph."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import orjson
 from pydantic import ValidationError
@@ -11,6 +12,9 @@ from forceuq.errors import DataError
 from forceuq.provenance.findings import Finding, Kind
 from forceuq.provenance.places import LEDGER, SUPERSEDED, Folder
 from forceuq.provenance.schema import Artefact, Record, read_record
+
+Selection = Mapping[str, frozenset[str]]
+"""Record -> paths of those of its job's inputs that count."""
 
 
 @dataclass
@@ -33,14 +37,21 @@ class Chain:
     makers: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
-    def made_from(self, path: str) -> Iterator[tuple[Artefact, str | None]]:
-        """Yield a job's inputs, each with the record of the job that made it; None: nothing that is known."""
+    def made_from(self, path: str, only: Selection = MappingProxyType({})) -> Iterator[tuple[Artefact, str | None]]:
+        """Yield a job's inputs, each with the record of the job that made it; None: nothing that is known.
+
+        Args:
+            path: the job's record.
+            only: record -> paths of the inputs that count; of records that are not in it all inputs do.
+        """
         for artefact in self.records[path].inputs:
+            if path in only and artefact.path not in only[path]:
+                continue
             maker = artefact.record.path if artefact.record is not None else self.makers.get(artefact.path)
             yield artefact, maker if maker in self.records else None
 
-    def lineage(self, starts: Iterable[str]) -> set[str]:
-        """Return the records that some records follow from, themselves included."""
+    def lineage(self, starts: Iterable[str], only: Selection = MappingProxyType({})) -> set[str]:
+        """Return the records that some records follow from, themselves included; ``only`` as of ``made_from``."""
         found: set[str] = set()
         waiting = list(starts)
         while waiting:
@@ -48,7 +59,7 @@ class Chain:
             if path in found or path not in self.records:
                 continue
             found.add(path)
-            waiting.extend(maker for _, maker in self.made_from(path) if maker is not None)
+            waiting.extend(maker for _, maker in self.made_from(path, only) if maker is not None)
         return found
 
     def finals(self) -> dict[str, str]:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from forceuq.files import file_digest
+from forceuq.provenance.places import relative
 from forceuq.provenance.schema import Git, Machine, Software
 
 PACKAGE = "forceuq"
+PROJECT = Path(__file__).parents[2]
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _LARGEST_UNTRACKED = 2**20  # bytes of a file that git does not know; of larger ones the name alone is kept
 
@@ -21,13 +23,13 @@ _LARGEST_UNTRACKED = 2**20  # bytes of a file that git does not know; of larger 
 def sources(root: Path) -> dict[str, Path]:
     """Return the source files of the running script and of the package's imported modules, by name.
 
-    A module goes by its dotted name, the script by its path relative to the project.
+    A module goes by its dotted name, the script by its path relative to the project (absolute outside of it).
     """
     found = {}
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     if script is not None:
         path = Path(script)
-        found[path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name] = path
+        found[relative(path, root)] = path
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if name.partition(".")[0] == PACKAGE and file is not None:

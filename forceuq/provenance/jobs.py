@@ -112,7 +112,7 @@ class Recording:
 
 
 @contextlib.contextmanager
-def recorded(job: Job, root: Path | None = None) -> Iterator[Recording]:
+def recorded(job: Job, root: Path = environment.PROJECT) -> Iterator[Recording]:
     """Log a job's block (``forceuq.logs.logged``) and, if it ends well, write its record.
 
     The record lies where the log does, with ``records`` for ``logs``: ``<results>/<run>/records/<rule>/...json``.
@@ -120,7 +120,7 @@ def recorded(job: Job, root: Path | None = None) -> Iterator[Recording]:
 
     Args:
         job: the job.
-        root: the project's folder; None: the working directory.
+        root: the project's folder.
 
     Yields:
         The recording, whose ``facts`` the block may fill.
@@ -129,7 +129,7 @@ def recorded(job: Job, root: Path | None = None) -> Iterator[Recording]:
         SystemExit: after a ``ForceUQError``, also of the recording: an input is not what its record says.
     """
     with logged(job.log[0]):
-        recording = Recording(job, root or Path.cwd())
+        recording = Recording(job, root)
         yield recording
         recording.finish()
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from forceuq.errors import DataError
 from forceuq.provenance.chain import load_chain
 from forceuq.provenance.places import LEDGER, Folder, folder_of_log, relative
@@ -64,7 +66,8 @@ def write_ledger(log: Path, rule: str, targets: Iterable[Path], configuration: M
             "schema": SCHEMA,
             "version": VERSION,
             "run": folder.name,
-            "configuration": dict(configuration),
+            # As text: the order of its keys is that of tables and figures, and JSON here is sorted.
+            "configuration": yaml.safe_dump(dict(configuration), sort_keys=False, allow_unicode=True),
             "records": {path: chain.records[path].digest for path in sorted(lineage)},
         },
     )
@@ -80,4 +83,4 @@ def read_ledger(results: Path, run: str) -> Ledger:
     values = read_sealed(path)
     if (values.get("schema"), values.get("version")) != (SCHEMA, VERSION):
         raise DataError(f"is no ledger that this code reads ({SCHEMA} {VERSION})", file=path)
-    return Ledger(values["digest"], values["configuration"], values["records"])
+    return Ledger(values["digest"], yaml.safe_load(values["configuration"]), values["records"])

@@ -70,11 +70,11 @@ def folder_of_log(log: Path, rule: str) -> tuple[Folder, Path]:
     raise DataError(f"the log of a job of rule '{rule}' must lie in <results>/<run>/logs/{rule}", file=log)
 
 
-def relative(path: str | Path, results: Path) -> str:
-    """Return a path as records name it: relative to the results folder, or absolute outside of it."""
+def relative(path: str | Path, base: Path) -> str:
+    """Return a path as records name it: relative to a folder (of the results), or absolute outside of it."""
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - symbolic links stay as they are
-    base = Path(os.path.abspath(results))  # noqa: PTH100
-    return absolute.relative_to(base).as_posix() if absolute.is_relative_to(base) else absolute.as_posix()
+    above = Path(os.path.abspath(base))  # noqa: PTH100
+    return absolute.relative_to(above).as_posix() if absolute.is_relative_to(above) else absolute.as_posix()
 
 
 def _made(results: Path, name: str) -> Path | None:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from forceuq.backbones.head import ForceHead
 from forceuq.errors import ConfigurationError, DataError
-from forceuq.features import cache
+from forceuq.features import writer
 from forceuq.features.cache import FeatureMetadata, FeatureReader, FeatureWriter
 from forceuq.methods import TrainingData, kinds, load_method
 from forceuq.predictions import unpack_symmetric
@@ -155,7 +155,7 @@ def test_predictions_do_not_depend_on_the_blocks(data, tmp_path, monkeypatch):
     fitted = fit(data, tmp_path, "fit", projection="pretrained")
     test = write_cache(tmp_path / "test", 40, 7)
     one = list(fitted.predict([test]))
-    monkeypatch.setattr(cache, "ROW_GROUP_ATOMS", 7)
+    monkeypatch.setattr(writer, "ROW_GROUP_ATOMS", 7)
     other = list(fitted.predict([write_cache(tmp_path / "again", 40, 7)]))
     assert len(one) == 1 < len(other)
     for name in ("mean", "spread", "floor"):

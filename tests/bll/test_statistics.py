@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forceuq.bll.statistics import SufficientStatistics, accumulate
+from forceuq.bll.statistics import SufficientStatistics, accumulate, merged
 from forceuq.errors import DataError, FitError
 
 
@@ -46,6 +46,35 @@ def test_shards_in_any_number_and_order(cuts, random):
     close(whole, merged)
 
 
+def same_bits(a, b):
+    for name in ("gram", "cross", "target"):
+        assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
+    assert a.n == b.n
+
+
+@pytest.mark.parametrize("spread", [0, 6])
+def test_blocks_add_up_to_the_same_bits_in_any_order_and_grouping(spread):
+    """Also where the sums cancel: features and targets of both signs, of sizes many orders apart."""
+    rng = np.random.default_rng(0)
+    blocks = [
+        ((rng.normal(size=(50, 9)) * 10.0 ** rng.uniform(-spread, spread)).astype(np.float32), rng.normal(size=(50, 3)))
+        for _ in range(60)
+    ]
+    whole = accumulate(blocks, 9)
+    # The products themselves, added in extended precision.
+    joint = [np.hstack([phi, y]) for phi, y in blocks]
+    exact = sum((rows.T @ rows).astype(np.longdouble) for rows in joint).astype(float)
+    assert exact[:9, :9].tobytes() == whole.gram.tobytes()
+    plain = sum(rows.T @ rows for rows in joint)
+    assert plain.tobytes() != exact.tobytes(), "a plain sum would do: this tests nothing"
+    for _ in range(20):
+        order = rng.permutation(60)
+        edges = np.unique([0, *rng.integers(1, 60, rng.integers(0, 10)), 60])
+        shards = [accumulate([blocks[i] for i in order[a:b]], 9) for a, b in pairwise(edges)]
+        same_bits(whole, merged(shards))
+        same_bits(whole, merged(shards[::-1]))
+
+
 def test_many_blocks_lose_nothing():
     """A large mean is where single precision sums would fail."""
     rng = np.random.default_rng(0)
@@ -79,7 +108,11 @@ def test_files(tmp_path):
     found.save(tmp_path / "a.safetensors")
     found.save(tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    close(found, SufficientStatistics.load(tmp_path / "a.safetensors"), 0.0)
+    loaded = SufficientStatistics.load(tmp_path / "a.safetensors")
+    same_bits(found, loaded)
+    np.testing.assert_array_equal(found.low, loaded.low)
+    with pytest.raises(DataError, match=r"a\.safetensors: is of other features"):
+        SufficientStatistics.load(tmp_path / "a.safetensors", "something")
     (tmp_path / "a.safetensors").write_bytes(b"no")
     with pytest.raises(DataError, match=r"a\.safetensors"):
         SufficientStatistics.load(tmp_path / "a.safetensors")

@@ -12,7 +12,7 @@ from forceuq.bll.objectives import EvidenceObjective, batch_nlml
 from forceuq.bll.projection import Projection
 from forceuq.bll.training import TrainingSettings, fresh_head, train_projection
 from forceuq.errors import DataError, FitError
-from forceuq.features import cache
+from forceuq.features import writer
 from forceuq.features.cache import FeatureMetadata, FeatureReader, FeatureWriter
 
 NODE, WIDTH = 6, 10
@@ -63,7 +63,7 @@ def write_cache(directory, structures, seed, atoms=5):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "ROW_GROUP_ATOMS", 60)
+    monkeypatch.setattr(writer, "ROW_GROUP_ATOMS", 60)
     return write_cache(tmp_path / "train", 150, 0), write_cache(tmp_path / "val", 40, 1)
 
 

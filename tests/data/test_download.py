@@ -234,7 +234,7 @@ def test_local_files(tmp_path, monkeypatch):
     for url in ("file:some%20dir/file", (tmp_path / "some dir/file").as_uri()):
         assert fetch(Source(urls=[url], filename="f", **FULL), tmp_path) == CONTENT
         assert left(tmp_path) == ["raw"]
-    with pytest.raises(DownloadError, match=r"there is no file .*some dir/other"):
+    with pytest.raises(DownloadError, match=r"there is no file or folder .*some dir/other"):
         fetch(Source(urls=["file:some%20dir/other"], filename="f"), tmp_path)
     with pytest.raises(DownloadError, match="ended after"):
         fetch(Source(urls=["file:some%20dir/file"], filename="f", size=len(CONTENT) + 1), tmp_path)

@@ -1,12 +1,22 @@
 import copy
 import json
+import os
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import psutil
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from forceuq.data.sources._mptrj_frames import _as_published, read_materials
 from forceuq.data.sources.mptrj import PARTS, Options, convert, parts, split, tasks
 from forceuq.data.splits import PartRef, part_counts, read_part
+from forceuq.data.structure_blocks import StructureBlock
 from forceuq.data.structures import read_columns, read_structures, report_path
 from forceuq.errors import DataError
 
@@ -174,3 +184,124 @@ def test_the_task(tmp_path):
     assert (task.train, task.validation) == ((PartRef("x", "train"),), (PartRef("x", "val"),))
     assert task.evaluate == {name: (PartRef("x", name),) for name in ("id", "near", "mid", "far")}
     assert parts(Options()) == PARTS
+
+
+def test_the_file_depends_on_neither_processes_nor_pieces(tmp_path, monkeypatch):
+    data = copy.deepcopy(materials(120))
+    data["mp-3"]["mp-3-0-1"]["force"] = None
+    data["mp-60"] = None
+    data["mp-61"] = {}
+    data["mp-119"]["mp-0-0-3"] = data["mp-0"]["mp-0-0-3"]  # in another piece than the first of this id
+    data["mp-119"]["mp-119-0-8"]["structure"]["sites"][0]["xyz"][0] = 1e200
+    options = Options(max_bad_fraction=0.5)
+    one = read(tmp_path / "one", data, options)
+    monkeypatch.setattr("forceuq.data.sources.mptrj._PIECE", 20_000)
+    many = tmp_path / "many.parquet"
+    convert(tmp_path / "one/raw", many, options, threads=2)
+    assert many.read_bytes() == one.read_bytes()
+    report = json.loads(report_path(many).read_text())
+    assert report == json.loads(report_path(one).read_text())
+    assert [(entry["id"], entry["reason"]) for entry in report["rejected"]] == [
+        ("mp-3-0-1", "force is null"),
+        ("mp-60", "not an object of frames"),
+        ("mp-61", "not an object of frames"),
+        ("mp-0-0-3", "duplicate structure_id"),
+    ]
+    # A thousand structures are in the first of its row groups, whatever the pieces.
+    assert report["written"] == 118 * 9 - 1
+    assert pq.ParquetFile(many).metadata.row_group(0).num_rows == 1000
+
+
+def test_a_repeated_material_is_not_lost(tmp_path):
+    (first, frames), (_, others) = materials(2).items()
+    text = f'{{"{first}": {json.dumps(frames)}, "{first}": {json.dumps(others)}}}'
+    assert len(list(read_structures(read(tmp_path, text)))) == 18
+
+
+def test_damage_is_told_by_a_process_with_file_and_place(tmp_path, monkeypatch):
+    monkeypatch.setattr("forceuq.data.sources.mptrj._PIECE", 20_000)
+    text = json.dumps(materials(40))
+    at = text.index('"mp-30"')
+    (tmp_path / "raw").write_text(text[: at + 300] + "?" + text[at + 300 :])
+    with pytest.raises(DataError, match=rf"raw: not a whole JSON file \(in the material at byte {at}: "):
+        convert(tmp_path / "raw", tmp_path / "s.parquet", Options(), threads=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_numbers_are_those_of_the_text(tmp_path):
+    rng = np.random.default_rng(0)
+    force = (rng.normal(size=(2, 3)) * 10.0 ** rng.integers(-12, 3, (2, 3))).tolist()
+    texts = ["0.1", "1e-5", "123456789.123456789123", "-0.0", "5e-324", "7"]
+    data = materials(1)
+    data["mp-0"]["mp-0-0-0"]["force"] = force
+    data["mp-0"]["mp-0-0-1"]["force"] = "FORCE"
+    text = json.dumps(data).replace('"FORCE"', f"[[{', '.join(texts[:3])}], [{', '.join(texts[3:])}]]")
+    items = [item for _, item in read_structures(read(tmp_path, text))]
+    assert items[0].forces.tolist() == force
+    assert items[1].forces.ravel().tolist() == [float(number) for number in texts]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from forceuq.data.sources import mptrj
+mptrj._PIECE = 20_000
+if __name__ == "__main__":
+    mptrj.convert(Path(sys.argv[1]), Path(sys.argv[2]), mptrj.Options(), threads=2)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_killed_run_leaves_nothing_behind_for_the_next(tmp_path):
+    whole = read(tmp_path / "whole", materials(500))
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(KILLED)
+    command = [sys.executable, script, tmp_path / "whole/raw", out / "s.parquet"]
+    job = psutil.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    deadline = time.monotonic() + 60
+    # Something is written, and its processes are at work.
+    while not any(path.stat().st_size > 10_000 for path in out.glob(".s.*")):
+        assert job.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    workers = job.children(recursive=True)
+    assert workers
+    job.kill()
+    job.wait()
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+    assert [path.name.startswith(".s.") for path in out.iterdir()] == [True]
+    convert(tmp_path / "whole/raw", out / "s.parquet", Options())
+    assert (out / "s.parquet").read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == ["s.parquet", "s.parquet.report.json"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    numbers=st.lists(st.floats(-1e3, 1e3), min_size=6, max_size=6),
+    energy=st.floats(-1e3, 1e3) | st.integers(-1000, 1000),
+)
+def test_the_quick_reader_gives_what_the_careful_one_gives(numbers, energy):
+    data = record("mp-1", 0.02)
+    data.update(force=[numbers[:3], numbers[3:]], corrected_total_energy=energy, energy_per_atom=numbers[0])
+    data["structure"]["sites"][0]["xyz"] = numbers[2:5]
+    text = json.dumps({"mp-1": {"a": data, "b": record("mp-1", 0.1)}})[1:-1].encode()
+    assert len(_as_published(text)) == 2
+    quick, careful = StructureBlock(), StructureBlock()
+    read_materials(quick, text, single=True)
+    read_materials(careful, text, single=False)
+    assert quick.table().equals(careful.table())
+    assert quick.rejected == careful.rejected == []
+
+
+@pytest.mark.parametrize("text", [b'"m": {"f": {"x": "\xff"}}', b'"m": {"f": 01}', b'"m": {}, "n": {', b","])
+def test_what_is_not_json_is_refused_by_both_readers(text):
+    with pytest.raises(ValueError, match=r".+"):
+        read_materials(StructureBlock(), text, single=True)
+
+
+def test_names_in_other_scripts_and_floats_for_integers(tmp_path):
+    data = materials(2)
+    plain = read(tmp_path / "a", data)
+    data["mp-0"]["mp-0-0-0"]["structure"]["sites"][0]["label"] = "Naé"
+    data["mp-1"]["mp-1-0-0"]["structure"]["sites"][0]["species"][0]["occu"] = 1.0
+    assert read(tmp_path / "b", json.dumps(data, ensure_ascii=False)).read_bytes() == plain.read_bytes()

@@ -198,7 +198,7 @@ def test_a_corrupted_archive_is_refused(tmp_path):
     content = bytearray(raw.read_bytes())
     content[len(content) // 2] ^= 0xFF
     raw.write_bytes(content)
-    with pytest.raises(DataError, match="not a whole tar archive"):
+    with pytest.raises(DataError, match="not a whole tar or zip archive"):
         convert(raw, tmp_path / "s.parquet", OPTIONS)
 
 

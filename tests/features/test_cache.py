@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forceuq.errors import DataError
-from forceuq.features import cache
+from forceuq.features import writer
 from forceuq.features.cache import FeatureMetadata, FeatureReader, FeatureWriter
 from forceuq.features.layout import cuts
 
@@ -40,7 +41,7 @@ def write(directory, data, sizes, batch=None, **options):
 
 @pytest.fixture
 def small_groups(monkeypatch):
-    monkeypatch.setattr(cache, "ROW_GROUP_ATOMS", 50)
+    monkeypatch.setattr(writer, "ROW_GROUP_ATOMS", 50)
 
 
 SIZES = [7, 1, 30, 60, 12, 5, 5, 40, 3, 9]
@@ -49,7 +50,7 @@ SIZES = [7, 1, 30, 60, 12, 5, 5, 40, 3, 9]
 @pytest.fixture
 def written(tmp_path, small_groups):
     data = atoms_of(SIZES)
-    return write(tmp_path / "a", data, SIZES, atoms_per_shard=100), data
+    return write(tmp_path / "a", data, SIZES, atoms_per_file=100), data
 
 
 def test_what_is_written_is_read(written):
@@ -57,7 +58,7 @@ def test_what_is_written_is_read(written):
     reader = FeatureReader([directory])
     assert (reader.n_atoms, reader.n_structures) == (sum(SIZES), len(SIZES))
     assert reader.metadata == META
-    assert len(list(directory.glob("shard-*.parquet"))) > 1
+    assert len(list(directory.glob("atoms-*.parquet"))) > 1
     blocks = list(reader.blocks())
     assert reader.n_row_groups == len(blocks) > 3
     names = ("structure", "atom", "number", "force", "zbl", "features")
@@ -101,7 +102,7 @@ def test_cuts_cover_everything_at_structure_boundaries(sizes, most):
 
 def test_files_do_not_depend_on_the_batches_they_came_in(written, tmp_path):
     directory, data = written
-    other = write(tmp_path / "b", data, SIZES, batch=3, atoms_per_shard=100)
+    other = write(tmp_path / "b", data, SIZES, batch=3, atoms_per_file=100)
     names = sorted(path.name for path in directory.iterdir())
     assert names == sorted(path.name for path in other.iterdir())
     for name in names:
@@ -134,14 +135,14 @@ def test_caches_of_different_backbones_do_not_mix(written, tmp_path):
 
 
 def shard(directory, index=0):
-    return sorted(directory.glob("shard-*.parquet"))[index]
+    return sorted(directory.glob("atoms-*.parquet"))[index]
 
 
 def test_truncated_shard_is_named(written):
     directory, _ = written
     path = shard(directory, 1)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"shard-00001.*truncated"):
+    with pytest.raises(DataError, match=r"atoms-00001.*truncated"):
         list(FeatureReader([directory]).blocks())
 
 
@@ -160,7 +161,7 @@ def test_a_flipped_bit_is_refused_or_harmless(tmp_path_factory, where, bit):
     try:
         (block,) = reader.blocks()
     except DataError as error:
-        if "shard-00000" not in str(error):
+        if "atoms-00000" not in str(error):
             raise
     else:
         np.testing.assert_array_equal(block.features, data["features"])
@@ -177,14 +178,14 @@ def test_an_altered_value_is_refused(written):
     value = data["features"][0].tobytes()
     assert value in content
     path.write_bytes(content.replace(value, data["features"][1].tobytes(), 1))
-    with pytest.raises(DataError, match=r"shard-00000.*altered"):
+    with pytest.raises(DataError, match=r"atoms-00000.*altered"):
         list(FeatureReader([directory]).blocks())
 
 
 def test_missing_shard_is_named(written):
     directory, _ = written
     shard(directory, 1).unlink()
-    with pytest.raises(DataError, match="shard-00001"):
+    with pytest.raises(DataError, match="atoms-00001"):
         list(FeatureReader([directory]).blocks())
 
 
@@ -192,7 +193,7 @@ def test_swapped_shards_are_refused(written):
     directory, _ = written
     first, second = shard(directory, 0), shard(directory, 1)
     shutil.copy(second, first)
-    with pytest.raises(DataError, match="shard-00000"):
+    with pytest.raises(DataError, match="atoms-00000"):
         list(FeatureReader([directory]).blocks())
 
 
@@ -203,7 +204,7 @@ def test_a_cache_without_manifest_is_not_finished(tmp_path):
         FeatureReader([])
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"schema": "structures"}, {"metadata": {"width": 5}}])
+@pytest.mark.parametrize("change", [{"version": 1}, {"schema": "structures"}, {"metadata": {"width": 5}}])
 def test_another_schema_is_refused(written, change):
     directory, _ = written
     path = directory / "manifest.json"
@@ -216,7 +217,7 @@ def test_an_interrupted_write_leaves_no_manifest_and_can_be_repeated(written):
     directory, data = written
 
     def interrupted():
-        with FeatureWriter(directory, META, atoms_per_shard=30) as writer:
+        with FeatureWriter(directory, META, atoms_per_file=30) as writer:
             writer.add(**{name: values[:68] for name, values in data.items()})
             raise KeyboardInterrupt
 
@@ -224,8 +225,8 @@ def test_an_interrupted_write_leaves_no_manifest_and_can_be_repeated(written):
         interrupted()
     assert not (directory / "manifest.json").exists()
     assert not list(directory.glob(".*.part*"))
-    write(directory, data, SIZES, atoms_per_shard=1000)
-    assert len(list(directory.glob("shard-*"))) == 1
+    write(directory, data, SIZES, atoms_per_file=1000)
+    assert len(list(directory.glob("atoms-*"))) == 1
     assert sum(len(b) for b in FeatureReader([directory]).blocks()) == sum(SIZES)
 
 
@@ -247,6 +248,14 @@ def test_bad_input_is_refused(tmp_path, change, message):
     with pytest.raises(DataError, match=message):
         write(tmp_path / "a", data, SIZES)
     assert not (tmp_path / "a" / "manifest.json").exists()
+
+
+def test_a_feature_too_large_for_half_precision_is_refused(tmp_path):
+    data = atoms_of(SIZES)
+    data["features"][9, 2] = 1e5
+    write(tmp_path / "single", data, SIZES)
+    with pytest.raises(DataError, match="record 6.*not finite in float16"):
+        write(tmp_path / "half", data, SIZES, metadata=replace(META, precision="float16"))
 
 
 def test_a_structure_in_two_calls_is_refused(tmp_path):

@@ -12,9 +12,11 @@ from forceuq.backbones import orb
 from forceuq.backbones.head import ForceHead
 from forceuq.data.splits import write_splits
 from forceuq.data.structures import Structure, StructureWriter, structure
-from forceuq.errors import DataError
-from forceuq.features.cache import FeatureReader
-from forceuq.features.extract import batches, export_head, extract_features
+from forceuq.errors import ConfigurationError, DataError
+from forceuq.features import shards
+from forceuq.features.cache import FeatureBlock, FeatureReader
+from forceuq.features.extract import export_head, extract_features
+from forceuq.features.graphs import batches
 from forceuq.files import file_digest
 
 OPTIONS = {"architecture": "forceuq-small"}
@@ -53,12 +55,12 @@ def case(tmp_path_factory) -> dict[str, Path]:
 
 
 def extracted(case: dict[str, Path], output: Path, **settings) -> FeatureReader:
-    atoms, seconds = extract_features(
+    done = extract_features(
         **case, part="odd", kind="orb", options=OPTIONS, output=output, device="cpu", dataset="made", **settings
     )
-    reader = FeatureReader([output])
-    assert atoms == reader.n_atoms
-    assert seconds > 0.0
+    reader = FeatureReader([output], whole_parts="shards" not in settings)
+    assert done.atoms == reader.n_atoms
+    assert 0.0 < done.reading + done.graphs + done.model + done.writing <= done.seconds
     return reader
 
 
@@ -99,6 +101,77 @@ def test_bytes_do_not_depend_on_the_workers(case, cache, tmp_path):
     assert names == sorted(path.name for path in (tmp_path / "odd").iterdir())
     for name in names:
         assert (cache / name).read_bytes() == (tmp_path / "odd" / name).read_bytes(), name
+
+
+def read(*folders: Path) -> list[FeatureBlock]:
+    return list(FeatureReader(folders).blocks())
+
+
+def test_features_do_not_depend_on_the_shards(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_LEAST_ROW_GROUP_ATOMS", 20)
+    extracted(case, tmp_path / "one", workers=0, max_atoms_per_batch=15)
+    folders = [tmp_path / f"{shard}-of-3" for shard in range(3)]
+    for shard, folder in enumerate(folders):
+        reader = extracted(case, folder, workers=0, max_atoms_per_batch=15, shard=shard, shards=3)
+        assert reader.n_atoms > 0
+    for one, other in zip(read(tmp_path / "one"), read(*folders), strict=True):
+        for name in ("structure", "atom", "number", "force", "zbl", "features"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("most", [9, 4])
+def test_out_of_memory_halves_the_passes_and_says_so(case, cache, tmp_path, monkeypatch, caplog, most):
+    """A model that has no memory for more than so many atoms: those of the largest structure, or fewer."""
+    whole = orb.OrbBackbone.node_features
+
+    def tight(self, batch):
+        if (atoms := int(batch.n_node.sum())) > most:
+            raise torch.OutOfMemoryError(f"tried to allocate {atoms} atoms")
+        return whole(self, batch)
+
+    monkeypatch.setattr(orb.OrbBackbone, "node_features", tight)
+    settings = {"part": "odd", "kind": "orb", "options": OPTIONS, "device": "cpu", "dataset": "made", "workers": 0}
+    if most == 4:
+        with pytest.raises(DataError, match="record s003: its 6 atoms do not fit"):
+            extract_features(**case, **settings, output=tmp_path / "odd", max_atoms_per_batch=20)
+        assert not (tmp_path / "odd" / "manifest.json").exists()
+        return
+    done = extract_features(**case, **settings, output=tmp_path / "odd", max_atoms_per_batch=20)
+    # 20 or so, then half of that: after which no pass is tried that is too large.
+    assert done.out_of_memory == 1
+    assert done.max_atoms <= most
+    assert done.record()["out_of_memory"] == 1
+    assert "out of memory" in caplog.text
+    for one, other in zip(read(cache), read(tmp_path / "odd"), strict=True):
+        np.testing.assert_array_equal(one.structure, other.structure)
+        np.testing.assert_allclose(one.features, other.features, rtol=1e-5, atol=1e-5)
+
+
+def test_passes_are_bounded_by_edges(case, cache, tmp_path, monkeypatch):
+    """Copper, with 20 edges an atom, goes by itself; the molecules do not."""
+    seen = []
+    whole = orb.OrbBackbone.node_features
+    monkeypatch.setattr(
+        orb.OrbBackbone,
+        "node_features",
+        lambda self, batch: (seen.append(batch.n_edge.tolist()), whole(self, batch))[1],
+    )
+    extracted(case, tmp_path / "odd", workers=0, max_atoms_per_batch=20, max_edges_per_batch=90)
+    assert all(sum(edges) <= 90 or len(edges) == 1 for edges in seen)
+    assert max(map(len, seen)) > 1
+    for one, other in zip(read(cache), read(tmp_path / "odd"), strict=True):
+        np.testing.assert_allclose(one.features, other.features, rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision(case, cache, tmp_path):
+    extracted(case, tmp_path / "odd", workers=0, max_atoms_per_batch=20, precision="float16")
+    size = [sum(path.stat().st_size for path in folder.glob("*.parquet")) for folder in (cache, tmp_path / "odd")]
+    assert size[1] < 0.7 * size[0]
+    for one, other in zip(read(cache), read(tmp_path / "odd"), strict=True):
+        assert other.features.dtype == np.float32
+        np.testing.assert_array_equal(one.features.astype(np.float16), other.features)
+    with pytest.raises(DataError, match="do not mix"):
+        FeatureReader([cache, tmp_path / "odd"])
 
 
 def test_small_batches_give_the_same_features(case, cache, tmp_path):
@@ -156,3 +229,10 @@ def test_exported_head_continues_from_the_cached_features(case, cache, tmp_path)
     phi = head.penultimate(block.features)
     assert phi.shape == (len(block), 256)
     np.testing.assert_allclose(phi @ head.out_weight.T + head.out_bias, raw, rtol=1e-4, atol=1e-5)
+
+
+def test_no_gpu_where_one_is_demanded_is_an_error(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigurationError, match="finds no GPU"):
+        extract_features(**case, output=tmp_path / "features", device="cuda")
+    assert not (tmp_path / "features").exists()

@@ -10,7 +10,7 @@ from forceuq.backbones.head import ForceHead
 from forceuq.bll import run as training_run
 from forceuq.calibration import ValidationLikelihood, fit_calibration
 from forceuq.errors import ConfigurationError, DataError, FitError
-from forceuq.features import cache as feature_cache
+from forceuq.features import writer as feature_writer
 from forceuq.features.cache import FeatureReader
 from forceuq.force_head.swag import Moments
 from forceuq.methods import mse_head, swag
@@ -264,7 +264,7 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path, name):
 def test_predictions_do_not_depend_on_the_blocks(fitted, cache, tmp_path, monkeypatch):
     _, found, _ = fitted
     one = list(found.predict([cache(tmp_path / "one", 40, 7)]))
-    monkeypatch.setattr(feature_cache, "ROW_GROUP_ATOMS", 6)
+    monkeypatch.setattr(feature_writer, "ROW_GROUP_ATOMS", 6)
     other = list(found.predict([cache(tmp_path / "other", 40, 7)]))
     assert len(one) == 1 < len(other)
     for name in ("mean", "spread", "floor"):

@@ -34,6 +34,12 @@ TINY = {
             },
             "options": {"fractions": [0.4, 0.2, 0.4]},
         },
+        "metals": {
+            "generate": {
+                "options": {"metals": ["Ag"], "train_frames": 1, "test_frames": 1, "equilibration": 3, "interval": 1},
+            },
+        },
+        "ternaries": {"generate": {"options": {"materials": 2, "frames": 2, "steps": 4, "databases": 1}}},
     },
     # Two methods, both on cached features, are enough for what runs when; the others have a test of their own.
     "methods": {

@@ -9,7 +9,9 @@ import yaml
 
 from forceuq.configuration import load_configuration
 from forceuq.configuration.schema import commented_defaults, json_schema
+from forceuq.data.splits import PartRef
 from forceuq.errors import ConfigurationError
+from forceuq.tables import paper_values
 
 ROOT = Path(__file__).parents[2]
 DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
@@ -26,7 +28,7 @@ def changed(path: str, value):
     return config
 
 
-@pytest.mark.parametrize("name", ["demo", "rmd17", "mptrj", "backbone-small"])
+@pytest.mark.parametrize("name", ["demo", "rmd17", "mptrj", "paper", "backbone-small"])
 def test_shipped_configurations_are_valid(name):
     assert load_configuration(yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())).run == name
 
@@ -49,6 +51,12 @@ def test_shipped_configurations_are_valid(name):
         ("datasets.molecules.options.training_molecules", ["acetaldehide"], r"acetaldehyde"),
         ("datasets.alloys.options", {"fractions": [0.8, 0.3, 0.1]}, r"datasets\.alloys\.options"),
         ("backbone.options.architecture", "orb-v4", r"backbone\.options\.architecture: 'orb-v4'"),
+        (
+            "features",
+            {"shards": {"moleculs": 2}},
+            r"features\.shards: there is no 'moleculs'; did you mean 'molecules'",
+        ),
+        ("features", {"shards": {"alloys": {"trian": 2}}}, r"features\.shards\.alloys: there is no 'trian'; .*'train'"),
         ("run", "a b", r"run: .*'a b'"),
         ("methods", {}, r"'methods' is missing"),
     ],
@@ -66,8 +74,8 @@ def ensemble(**changes):
 
 def test_each_ensemble_is_a_seed():
     config = load_configuration(ensemble())
-    assert config.seeds_of("ensemble") == (0, 1)
-    assert config.seeds_of("bll-mse") == (0, 1, 2)
+    assert config.seeds_of("ensemble", "alloys") == (0, 1)
+    assert config.seeds_of("bll-mse", "alloys") == (0, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +117,7 @@ def test_sizes_make_smaller_ensembles_that_are_in_no_table():
     assert smaller.combines is not None
     assert smaller.combines.members == ((0, 1), (2, 1))
     assert (smaller.evaluate, smaller.in_tables, smaller.label) == (True, False, "E, 2 members")
-    assert config.seeds_of("ensemble-2") == (0, 1)
+    assert config.seeds_of("ensemble-2", "alloys") == (0, 1)
     taken = ensemble(combines=combines)
     taken["methods"]["ensemble-2"] = {"kind": "bll", "label": "B"}
     with pytest.raises(ConfigurationError, match=r"ensemble-2: the name is that of a smaller 'ensemble'"):
@@ -117,7 +125,85 @@ def test_sizes_make_smaller_ensembles_that_are_in_no_table():
 
 
 def test_null_takes_an_entry_away():
-    assert set(load_configuration(changed("datasets.alloys", None)).datasets) == {"molecules"}
+    left = {"alloys", "metals", "ternaries"}
+    assert set(load_configuration(changed("datasets.molecules", None)).datasets) == left
+
+
+def test_a_data_set_joins_the_tasks_of_another_by_one_entry():
+    config = load_configuration(DEMO)
+    assert {dataset for dataset, _ in config.tasks} == {"alloys", "molecules"}
+    evaluate = config.tasks["alloys", "mptrj"].evaluate
+    assert list(evaluate) == ["id", "near", "mid", "far", "metals", "ternaries"]
+    assert evaluate["metals"] == (PartRef("metals", "all"),)
+    assert list(config.tasks["molecules", "acetaldehyde"].evaluate) == ["id", "ood"]
+    # A data set with tasks of its own loses them, and all its parts are evaluated.
+    config = load_configuration(changed("datasets.molecules.evaluate_with", ["alloys"]))
+    assert {dataset for dataset, _ in config.tasks} == {"alloys"}
+    joined = config.tasks["alloys", "mptrj"].evaluate["molecules"]
+    assert len(joined) == 5 * 3
+    assert PartRef("molecules", "furan-val") in joined
+    assert config.datasets["molecules"].identity == load_configuration(DEMO).datasets["molecules"].identity
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("datasets.metals.evaluate_with", [], r"datasets\.metals: nothing is trained on it; say .*'evaluate_with'"),
+        ("datasets.metals.evaluate_with", ["aloys"], r"evaluate_with: there is no 'aloys' .* mean 'alloys'"),
+        ("datasets.metals.evaluate_with", ["ternaries"], r"evaluate_with: there is no 'ternaries' that is trained on"),
+        ("datasets.id", {**DEMO["datasets"]["metals"]}, r"datasets\.id: 'alloys' has a split of this name"),
+        ("datasets.validation", {**DEMO["datasets"]["metals"]}, r"datasets\.validation: 'alloys' has a split"),
+        ("methods.bll-mse.datasets", ["molecule"], r"bll-mse\.datasets: there is no 'molecule'; .*'molecules'"),
+        ("methods.bll-mse.datasets", ["metals"], r"bll-mse\.datasets: there is no 'metals'"),
+        ("methods.bll-mse.seeds", {"aloys": [1]}, r"bll-mse\.seeds: there is no 'aloys'; did you mean 'alloys'"),
+        ("methods.bll-mse.seeds", {"alloys": ["x"]}, r"bll-mse\.seeds\.alloys\[0\]: .*'x'"),
+        ("methods.bll-mse.seeds", "x", r"bll-mse\.seeds: .*'x'"),
+        ("seeds", {"alloys": [0, 1]}, r"seeds: none for the data set 'molecules'"),
+        ("seeds", {"alloys": [0, 0], "molecules": [1]}, r"seeds: .*twice"),
+        ("methods.bll-nlml.datasets", ["alloys"], r"starts_from: 'bll-nlml' has no seeds .* on 'molecules'"),
+        ("methods.finetuned.datasets", ["alloys"], r"combines\.members: 'finetuned' has no seeds .* on 'molecules'"),
+        (
+            "methods.deep-ensemble.combines.members",
+            {"alloys": [[0, 1, 2, 3, 4]]},
+            r"deep-ensemble\.combines\.members: none for 'molecules'",
+        ),
+    ],
+)
+def test_faults_between_data_sets_and_methods_are_named(path, value, message):
+    with pytest.raises(ConfigurationError, match=message):
+        load_configuration(changed(path, value))
+
+
+def test_seeds_and_members_by_data_set():
+    config = load_configuration(yaml.safe_load((ROOT / "config/paper.yaml").read_text()))
+    seeds = {name: [len(config.seeds_of(name, data)) for data in ("mptrj", "rmd17")] for name in config.methods}
+    assert seeds == {
+        "bll-nlml": [5, 3],
+        "bll-nlml-evidence": [5, 3],
+        "blip": [3, 0],
+        "mse-head": [3, 0],
+        "swag": [3, 0],
+        "lora": [9, 3],
+        "lora-ensemble": [3, 1],
+        "gp-rbf": [0, 3],
+        "gp-matern52": [0, 3],
+    }
+    assert config.members_of("lora-ensemble", "rmd17") == ((0, 1, 2),)
+    assert config.members_of("lora-ensemble", "mptrj")[2] == (6, 7, 8)
+
+
+def test_the_papers_table_is_matched():
+    """Each of its rows is a data set's kind and a split of the whole paper's configuration."""
+    config = load_configuration(yaml.safe_load((ROOT / "config/paper.yaml").read_text()))
+    splits = dict.fromkeys(
+        f"{config.datasets[data].kind}/{split}" for (data, _), task in config.tasks.items() for split in task.evaluate
+    )
+    assert [name for name in splits if name in paper_values()["table2"]] == list(paper_values()["table2"])
+    assert list(splits) == [
+        *(f"mptrj/{split}" for split in ("id", "near", "mid", "far", "tm23", "alex-val-s")),
+        "rmd17/id",
+        "rmd17/ood",
+    ]
 
 
 def test_identity_follows_content_not_tasks():

@@ -2,8 +2,9 @@
 
 import pytest
 
+from forceuq.differences import ABSENT, Change
 from forceuq.files import write_json
-from rerun_reasons.changes import ABSENT, Change, parameter_changes
+from rerun_reasons.changes import parameter_changes
 from rerun_reasons.plan import PlannedJob
 from rerun_reasons.summary import summary
 

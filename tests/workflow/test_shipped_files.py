@@ -16,6 +16,7 @@ def test_conda_environments_are_those_of_the_lock():
     for device in ("cpu", "cuda"):
         text = (ROOT / f"envs/conda-{device}.yaml").read_text()
         assert text == module.conda_environment(device), "run `make envs`"
+        assert (ROOT / f"envs/torch-{device}.txt").read_text() == module.torch_overlay(device), "run `make envs`"
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
@@ -38,6 +39,7 @@ def test_locks_pin_exact_versions(version):
         ["rmd17", "overlays/forceuq-small", "overlays/rmd17-two-cores"],
         ["mptrj"],
         ["mptrj", "overlays/forceuq-small"],
+        ["paper"],
         ["backbone-small"],
     ],
     ids="+".join,

@@ -29,7 +29,7 @@ def test_everything_is_there_and_the_metrics_are_complete(finished):
     run = finished.folder / "results/tiny"
     metrics = pd.read_parquet(run / "metrics.parquet")
     expected = {("molecules", s) for s in ("validation", "id", "ood")}
-    expected |= {("alloys", s) for s in ("validation", "id", "near", "mid", "far")}
+    expected |= {("alloys", s) for s in ("validation", "id", "near", "mid", "far", "metals", "ternaries")}
     assert set(zip(metrics["dataset"], metrics["split"], strict=True)) == expected
     counts = metrics.groupby(["dataset", "split", "method", "calibration", "seed"])["metric"].nunique()
     assert len(counts) == len(expected) * 2 * 3
@@ -198,7 +198,7 @@ def test_every_method_of_the_demo_goes_through(project):
         "finetuned": {"max_epochs": 1},
         "gp": {"subset": 50, "subset_evaluations": 5, "evaluations": 1},
     }
-    config["datasets"]["alloys"] = None
+    config["datasets"] |= dict.fromkeys(("alloys", "metals", "ternaries"))
     config["methods"] = {
         name: {"options": short.get(method["kind"], {})}
         for name, method in demo.items()

@@ -117,6 +117,23 @@ def alloy_systems(
     return tuple(systems)
 
 
+def ternary_systems(n: int, seed: int) -> tuple[AlloySystem, ...]:
+    """Return ``n`` decorations of supercells of 4 to 8 atoms with three metals each, which vary from one to the next.
+
+    The first systems do not depend on how many are asked for.
+    """
+    triples = list(combinations(sorted(METALS), 3))
+    order = np.random.default_rng(derived_seed(seed, "ternary")).permutation(len(triples))
+    systems = []
+    for index in range(n):
+        metals = triples[int(order[index % len(triples)])]
+        random = np.random.default_rng(derived_seed(seed, *metals, index))
+        shape = int(random.integers(len(_SHAPES)))
+        more = random.choice(metals, len(_supercell(shape)) - len(metals))
+        systems.append(_named(tuple(str(s) for s in random.permutation([*metals, *more])), shape, index))
+    return tuple(systems)
+
+
 def sample_alloy(
     system: AlloySystem,
     n_frames: int,

@@ -2,11 +2,13 @@
 
 A module holds ``Options`` (its settings in the configuration), ``convert`` (raw file to structures), ``split``
 (structures to parts), ``parts`` and ``tasks`` (known from the options alone). Heavy imports are inside functions.
+A module whose ``convert`` can use several processes says how many in ``MAX_THREADS`` and takes ``threads``.
 """
 
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,3 +52,15 @@ def load_source(kind: str) -> SourceModule:
         )
     module: Any = importlib.import_module(f"{__name__}.{kind}")
     return module  # type: ignore[no-any-return]
+
+
+def max_threads(kind: str) -> int:
+    """Return how many processes the reader of a kind can use."""
+    return getattr(load_source(kind), "MAX_THREADS", 1)
+
+
+def convert(kind: str, raw: Path, output: Path, options: Mapping[str, Any], threads: int = 1) -> None:
+    """Read a raw file of some kind into a structures file, whose bytes do not depend on ``threads``."""
+    source = load_source(kind)
+    shared = {"threads": threads} if max_threads(kind) > 1 else {}
+    source.convert(raw, output, source.Options(**options), **shared)

@@ -1,21 +1,33 @@
 """MPtrj: relaxation trajectories of the Materials Project; B. Deng et al., Nat. Mach. Intell. 5, 1031 (2023),
 doi:10.1038/s42256-023-00716-3; data doi:10.6084/m9.figshare.23713842.
 
-The raw file is one JSON object, material -> frame -> record; it is streamed, a material at a time. Frames are
-put in strata by their energy per atom above that of the relaxed structure.
+The raw file is one JSON object, material -> frame -> record. It is cut between materials and parsed by several
+processes, a material at a time. Frames are put in strata by their energy per atom above that of the relaxed
+structure.
 """
 
+import contextlib
+import gc
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from forceuq.data.json_members import Span, member_spans, read_span
 from forceuq.data.splits import PartRef, Task, write_splits
-from forceuq.data.structures import Structure, StructureWriter, read_columns, structure, structures_metadata
+from forceuq.data.structure_blocks import StructureBlock
+from forceuq.data.structures import StructureWriter, read_columns, structures_metadata
 from forceuq.errors import DataError
+from forceuq.processes import ordered_map
+
+# More would wait for the one that cuts the file and writes the structures; and each takes about 100 MB.
+MAX_THREADS = 8
+# Of JSON that a process is given at a time, if no material is larger.
+_PIECE = 2 * 2**20
 
 PARTS = ("train", "val", "id", "near", "mid", "far")
 STRATA = PARTS[2:]
@@ -64,39 +76,24 @@ def tasks(dataset: str, options: Options) -> tuple[Task, ...]:  # noqa: ARG001 -
     return (Task("mptrj", (PartRef(dataset, "train"),), (PartRef(dataset, "val"),), evaluate),)
 
 
-def convert(raw: Path, output: Path, options: Options) -> None:
-    """Stream the frames into a structures file.
+def convert(raw: Path, output: Path, options: Options, threads: int = 1) -> None:
+    """Read the frames into a structures file, whose bytes do not depend on ``threads``.
 
     Structure ids are the frame ids, the group is the material, the energy is ``corrected_total_energy``. Frames
     with missing, ragged, non-finite or disordered content are left out and reported with id and reason.
 
+    Args:
+        raw: the JSON file.
+        output: the structures file.
+        options: settings.
+        threads: processes that parse, at most ``MAX_THREADS``; 1: this one does.
+
     Raises:
         DataError: the JSON is damaged, or more than ``max_bad_fraction`` of the frames are.
     """
-    import ijson
-
-    try:
-        with (
-            raw.open("rb") as handle,
-            StructureWriter(output, options.max_bad_fraction, {"source": "mptrj"}) as writer,
-        ):
-            for material, frames in ijson.kvitems(handle, "", use_float=True):
-                if not isinstance(frames, Mapping) or not frames:
-                    writer.reject(material, "not an object of frames")
-                    continue
-                for frame, record in frames.items():
-                    try:
-                        item = _structure(material, frame, record)
-                    except KeyError as error:
-                        writer.reject(frame, f"no {error.args[0]}")
-                    except (AttributeError, IndexError, TypeError, ValueError, OverflowError) as error:
-                        writer.reject(frame, str(error))
-                    else:
-                        writer.add(item)
-    except FileNotFoundError:
-        raise DataError("there is no such file", file=raw) from None
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise DataError(f"not a whole JSON file ({error}); fetch it again", file=raw) from error
+    with StructureWriter(output, options.max_bad_fraction, {"source": "mptrj"}) as writer:
+        for table, rejected in ordered_map(_read_piece, _pieces(raw), min(threads, MAX_THREADS)):
+            writer.add_table(table, rejected)
 
 
 def split(structures: Path, output: Path, options: Options) -> None:
@@ -141,34 +138,48 @@ def split(structures: Path, output: Path, options: Options) -> None:
     )
 
 
-def _structure(material: str, frame: str, record: Mapping[str, Any]) -> Structure:
-    from ase.data import atomic_numbers
+@dataclass(frozen=True)
+class _Piece:
+    """Consecutive materials of the raw file."""
 
-    numbers, positions = [], []
-    for site in record["structure"]["sites"]:
-        species = site["species"]
-        if len(species) != 1 or species[0]["occu"] != 1:
-            raise ValueError("a site of partial or mixed occupation")
-        symbol = species[0]["element"]
-        if symbol not in atomic_numbers:
-            raise ValueError(f"unknown element {symbol!r}")
-        numbers.append(atomic_numbers[symbol])
-        positions.append(site["xyz"])
-    energies = {}
-    for key in ("corrected_total_energy", "energy_per_atom", "e_per_atom_relaxed"):
-        value = record[key]
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{key} is {value!r}, not a number")
-        energies[key] = value
-    if record["force"] is None:
-        raise ValueError("force is null")
-    return structure(
-        frame,
-        material,
-        numbers=numbers,
-        positions=positions,
-        forces=record["force"],
-        cell=record["structure"]["lattice"]["matrix"],
-        energy=energies["corrected_total_energy"],
-        energy_above_relaxed=energies["energy_per_atom"] - energies["e_per_atom_relaxed"],
-    )
+    raw: Path
+    spans: tuple[Span, ...]
+
+
+def _pieces(raw: Path) -> Iterator[_Piece]:
+    spans: list[Span] = []
+    for span in member_spans(raw):
+        spans.append(span)
+        if span.stop - spans[0].start >= _PIECE:
+            yield _Piece(raw, tuple(spans))
+            spans = []
+    if spans:
+        yield _Piece(raw, tuple(spans))
+
+
+def _read_piece(piece: _Piece) -> tuple[pa.Table, list[tuple[int, str, str]]]:
+    from forceuq.data.sources._mptrj_frames import read_materials
+
+    block = StructureBlock()
+    with piece.raw.open("rb", buffering=0) as handle, _no_collection():
+        for span in piece.spans:
+            try:
+                read_materials(block, read_span(handle.fileno(), span), span.single)
+            except ValueError as error:
+                raise DataError(
+                    f"not a whole JSON file (in the material at byte {span.start}: {error}); fetch it again",
+                    file=piece.raw,
+                ) from error
+    return block.table(), block.rejected
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Stop Python's search for cycles: parsed JSON has none, and the search takes as long as the parsing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

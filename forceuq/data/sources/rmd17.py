@@ -6,19 +6,17 @@ The raw file is a tar archive (any compression) of ``rmd17/npz_data/rmd17_<molec
 """
 
 import difflib
-import shutil
-import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from forceuq.data.archives import members, unpack, whole_archive
 from forceuq.data.splits import PartRef, Task, write_splits
 from forceuq.data.structures import StructureWriter, read_columns, structure, structures_metadata
 from forceuq.errors import DataError
@@ -203,46 +201,19 @@ def _unpack(raw: Path, folder: Path, wanted: set[str]) -> tuple[dict[str, Path],
     """Return the wanted members as files in ``folder``, and the names of all npz and csv files that were seen."""
     files: dict[str, Path] = {}
     seen: set[str] = set()
-    try:
-        with tarfile.open(raw, "r|*") as archive:
-            for member, name in _members(archive, raw):
-                seen.add(name)
-                if name not in wanted:
-                    continue
-                if name in files:
-                    raise DataError("the archive holds this file twice", file=raw, record=member.name)
-                if member.size > _LARGEST_MEMBER[Path(name).suffix]:
-                    raise DataError(f"{member.size} bytes is more than any of rMD17", file=raw, record=member.name)
-                content = archive.extractfile(member)
-                if content is None:
-                    raise DataError("not a plain file", file=raw, record=member.name)
-                files[name] = folder / name
-                with files[name].open("wb") as handle:
-                    shutil.copyfileobj(content, handle, 2**20)
-                if files[name].stat().st_size != member.size:
-                    raise DataError("the archive is truncated; fetch it again", file=raw, record=member.name)
-    except FileNotFoundError:
-        raise DataError("there is no such file", file=raw) from None
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(f"not a whole tar archive ({error}); fetch it again", file=raw) from error
-    except OSError as error:
-        if error.errno is not None:  # of the disk, not of the data
-            raise
-        raise DataError(f"not a whole tar archive ({error}); fetch it again", file=raw) from error
+    with whole_archive(raw):
+        for member in members(raw, tuple(_LARGEST_MEMBER)):
+            name = member.path.name
+            seen.add(name)
+            if name not in wanted:
+                continue
+            if name in files:
+                raise DataError("the archive holds this file twice", file=raw, record=member.name)
+            if member.size > _LARGEST_MEMBER[member.path.suffix]:
+                raise DataError(f"{member.size} bytes is more than any of rMD17", file=raw, record=member.name)
+            files[name] = folder / name
+            unpack(member, files[name], raw)
     return files, seen
-
-
-def _members(archive: tarfile.TarFile, raw: Path) -> Iterator[tuple[tarfile.TarInfo, str]]:
-    """Yield the npz and csv files of an archive with their base names; refuse unsafe members."""
-    for member in archive:
-        path = PurePosixPath(member.name)
-        if path.is_absolute() or ".." in path.parts:
-            raise DataError("unsafe path in the archive; fetch it from its publisher", file=raw, record=member.name)
-        if path.suffix not in _LARGEST_MEMBER or path.name.startswith("._"):
-            continue
-        if not member.isfile():
-            raise DataError("a link or device, not a file; fetch it from its publisher", file=raw, record=member.name)
-        yield member, path.name
 
 
 def _read_indices(path: Path, raw: Path, member: str) -> NDArray[np.int64]:

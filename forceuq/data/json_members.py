@@ -1,0 +1,230 @@
+"""The members of the object that a JSON file is, found without parsing them; and their parsing, one at a time.
+
+A file of any size is cut at the boundaries of its outermost object's members in one sequential pass: quotes and
+braces are all that is looked at, strings and escapes are respected, and the text itself is read again by whoever
+parses the member. A file is valid JSON if and only if the cuts succeed and every member parses.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forceuq.errors import DataError
+
+BLOCK = 4 * 2**20
+# A member is parsed in memory, at several times its size in the file.
+LARGEST_MEMBER = 128 * 2**20
+_QUOTE, _BACKSLASH, _OPEN, _CLOSE = b'"\\{}'
+_KEY = re.compile(rb'[ \t\n\r]*(,?)[ \t\n\r]*("(?:[^"\\]|\\.)*")[ \t\n\r]*:[ \t\n\r]*')
+_LONGEST_KEY = 2**16
+_BLANK = b" \t\n\r"
+_DAMAGED = "not a whole JSON file ({}); fetch it again"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where members are in the file, from the first one's key to the last one's end.
+
+    Args:
+        start: byte offset.
+        stop: byte offset of what follows.
+        single: whether it is known to be one member, whose value is an object; otherwise there may be several, of
+            any kind.
+    """
+
+    start: int
+    stop: int
+    single: bool
+
+
+def member_spans(path: str | Path, block_bytes: int = BLOCK) -> Iterator[Span]:
+    """Yield the members of the outermost object, in order, at most a block of the file in memory.
+
+    Members whose values are objects come one a span; those of other values come together with their neighbours.
+
+    Args:
+        path: a file that holds one JSON object.
+        block_bytes: how much is read at a time.
+
+    Raises:
+        DataError: there is no such file, it is not an object, ends early, goes on after its end, or has a member
+            of more than 128 MiB. Damage inside members is left to ``parse_members``.
+    """
+    try:
+        with Path(path).open("rb", buffering=0) as handle:
+            yield from _Cutter(path, handle.fileno()).spans(block_bytes)
+    except FileNotFoundError:
+        raise DataError("there is no such file", file=path) from None
+
+
+def read_span(descriptor: int, span: Span) -> bytes:
+    """Return the text of a span of an open file."""
+    return _read(descriptor, span.start, span.stop)
+
+
+def parse_members(text: bytes) -> list[tuple[str, Any]]:
+    """Return the (key, value) pairs of a span's text, repeated keys included.
+
+    Raises:
+        ValueError: it is not valid JSON.
+    """
+    last: list[tuple[str, Any]] = []
+
+    # The outermost object is the last one to end.
+    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal last
+        last = pairs
+        return dict(pairs)
+
+    try:
+        json.loads(f"{{{text.decode()}}}", object_pairs_hook=keep, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return last
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+class _Cutter:
+    """The state of the pass: what the blocks so far leave open."""
+
+    def __init__(self, path: str | Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._in_string = False
+        self._escaped = False
+        self._depth = 0
+        # Where the text between members begins; None before the object.
+        self._gap: int | None = None
+        # The span that may still grow: its start, whether it is a single member.
+        self._open: tuple[int, bool] | None = None
+        self._ended = False
+
+    def spans(self, block_bytes: int) -> Iterator[Span]:
+        buffer = bytearray(block_bytes)
+        offset = 0
+        while n := os.readv(self._descriptor, [buffer]):
+            block = np.frombuffer(buffer, dtype=np.uint8, count=n)
+            outside = 0  # where the text after the object begins in this block
+            if not self._ended:
+                for position, opens, depth in self._brackets(block):
+                    if self._gap is None:
+                        self._blank(block[: position + (not opens)].tobytes(), offset)
+                    yield from self._event(offset + position, opens, depth)
+                    if self._ended:
+                        outside = position + 1
+                        break
+            if self._ended or self._gap is None:
+                self._blank(block[outside:].tobytes(), offset + outside)
+            offset += n
+            if self._open is not None:
+                self._bounded(self._open[0], offset - block_bytes)
+        if not self._ended:
+            where = "inside a string" if self._in_string else f"with {self._depth} objects open"
+            where = where if self._gap is not None else "without an object"
+            raise DataError(_DAMAGED.format(f"it ends at byte {offset} {where}"), file=self._path)
+
+    def _brackets(self, block: NDArray[np.uint8]) -> Iterator[tuple[int, bool, int]]:
+        """Yield the braces that open or close the outermost object or a member: position, opens, depth after."""
+        quotes = block == _QUOTE
+        self._unescape(block, quotes)
+        # Few bytes are quotes or braces: from here on only they are looked at.
+        found = np.flatnonzero(quotes | (block == _OPEN) | (block == _CLOSE))
+        kind = block[found]
+        quote = kind == _QUOTE
+        # Counted modulo 256, which keeps what is odd.
+        inside = np.add.accumulate(quote.view(np.uint8), dtype=np.uint8)
+        inside += np.uint8(self._in_string)
+        self._in_string = bool(inside[-1] & 1) if len(inside) else self._in_string
+        # An escaped quote is inside a string, or it is damage that the parser names.
+        brace = np.flatnonzero((inside & 1) + quote == 0)
+        step = np.int8(124) - kind[brace].view(np.int8)  # 1 for {, -1 for }
+        depth = np.add.accumulate(step, dtype=np.int32)
+        depth += self._depth
+        self._depth = int(depth[-1]) if len(depth) else self._depth
+        # A brace that opens the object or a member, or closes one.
+        for index in np.flatnonzero(depth + (step < 0) <= 2).tolist():
+            yield int(found[brace[index]]), bool(step[index] > 0), int(depth[index])
+
+    def _unescape(self, block: NDArray[np.uint8], quotes: NDArray[np.bool_]) -> None:
+        """Take the quotes away that follow an odd number of backslashes."""
+        slashes = np.flatnonzero(block == _BACKSLASH)
+        first = np.flatnonzero(np.diff(slashes, prepend=-2) != 1)
+        starts, lengths = slashes[first], np.diff(first, append=len(slashes))
+        ends = starts + lengths
+        odd = lengths % 2 == 1
+        if self._escaped:  # by the end of the block before
+            if len(starts) and starts[0] == 0:
+                odd[0] = not odd[0]
+            else:
+                quotes[0] = False
+        escaped = ends[odd]
+        self._escaped = bool(len(escaped)) and int(escaped[-1]) == len(block)
+        quotes[escaped[: len(escaped) - self._escaped]] = False
+
+    def _event(self, position: int, opens: bool, depth: int) -> Iterator[Span]:
+        if opens and depth == 2:
+            yield from self._member(position)
+        elif depth == 1:
+            self._gap = position + 1
+        else:
+            yield from self._end(position)
+
+    def _member(self, position: int) -> Iterator[Span]:
+        gap = self._gap or 0
+        match = _KEY.fullmatch(_read(self._descriptor, gap, position)) if position - gap <= _LONGEST_KEY else None
+        # The first member follows no comma, all others do.
+        if match is not None and bool(match[1]) == (self._open is not None):
+            if self._open is not None:
+                yield self._span(*self._open, stop=gap)
+            self._open = gap + match.start(2), True
+        else:
+            self._open = (gap if self._open is None else self._open[0]), False
+
+    def _end(self, position: int) -> Iterator[Span]:
+        gap = self._gap or 0
+        self._bounded(gap, position)
+        if _read(self._descriptor, gap, position).strip(_BLANK):
+            yield self._span(gap if self._open is None else self._open[0], False, stop=position)
+        elif self._open is not None:
+            yield self._span(*self._open, stop=gap)
+        self._open = None
+        self._ended = True
+
+    def _span(self, start: int, single: bool, *, stop: int) -> Span:
+        self._bounded(start, stop)
+        return Span(start, stop, single)
+
+    def _bounded(self, start: int, stop: int) -> None:
+        if stop - start > LARGEST_MEMBER:
+            raise DataError(
+                f"no end of the member at byte {start} within {LARGEST_MEMBER} bytes: damaged, or of another layout; "
+                "fetch it again",
+                file=self._path,
+            )
+
+    def _blank(self, text: bytes, offset: int) -> None:
+        if text.strip(_BLANK):
+            at = offset + len(text) - len(text.lstrip(_BLANK))
+            what = "more follows its end" if self._ended else "not an object"
+            raise DataError(_DAMAGED.format(f"{what} at byte {at}"), file=self._path)
+
+
+def _read(descriptor: int, start: int, stop: int) -> bytes:
+    parts = []
+    while start < stop:
+        part = os.pread(descriptor, stop - start, start)
+        if not part:
+            break
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)

@@ -1,0 +1,164 @@
+"""An archive of a run checked anywhere, without the data that the run was made from."""
+
+import json
+import tempfile
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from forceuq.errors import DataError
+from forceuq.files import file_digest
+from forceuq.provenance.bundle import CONFIGURATION, RESULTS, files_of_artefact
+from forceuq.provenance.chain import Chain, load_chain
+from forceuq.provenance.ledger import Ledger, read_ledger
+from forceuq.provenance.places import KEPT, LEDGER, RECORDS
+
+METADATA = "ro-crate-metadata.json"
+
+
+@dataclass
+class Verification:
+    """What was found out about an archive.
+
+    ``faults`` are what is wrong; ``absent`` counts files that the records tell of and that are not in the archive.
+    """
+
+    run: str = ""
+    root: str = ""
+    files: int = 0
+    jobs: int = 0
+    absent: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return dict(self.__dict__)
+
+
+def verify_bundle(archive: Path, root: str | None = None) -> Verification:
+    """Check an archive against itself: every file, record, chain and the ledger.
+
+    Whoever edits a file and everything that tells of it gets another root digest; give the one that was published
+    to find that too.
+
+    Args:
+        archive: what ``write_bundle`` wrote.
+        root: the root digest that it must have.
+
+    Raises:
+        DataError: it is no such archive.
+    """
+    verification = Verification()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        try:
+            with zipfile.ZipFile(archive) as opened:
+                names = opened.namelist()
+                for name in names:
+                    if name.startswith("/") or ".." in PurePosixPath(name).parts:
+                        raise DataError("has a file that would be written outside of it", file=archive, record=name)
+                opened.extractall(folder)
+            metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+            described = {entity["@id"]: entity for entity in metadata["@graph"]}
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
+            raise DataError(f"no archive of a run ({error})", file=archive) from error
+        _files(verification, folder, [name for name in names if not name.endswith("/")], described)
+        runs = [path.parent.name for path in folder.glob(f"{RESULTS}/*/{LEDGER}")]
+        if len(runs) != 1:
+            raise DataError(f"holds the ledgers of {len(runs)} runs, not of one", file=archive)
+        verification.run = runs[0]
+        try:
+            ledger = read_ledger(folder / RESULTS, runs[0])
+            chain = load_chain(folder / RESULTS, runs[0])
+        except DataError as error:
+            verification.faults.append(str(error).replace(f"{folder}/", ""))
+            return verification
+        verification.root, verification.jobs = ledger.root, len(ledger.records)
+        if root not in (None, ledger.root):
+            verification.faults.append(f"the root digest is {ledger.root}, not {root}")
+        _records(verification, chain, ledger)
+        _outputs(verification, folder, chain)
+        _configuration(verification, folder, ledger)
+    return verification
+
+
+def _files(verification: Verification, folder: Path, names: list[str], described: dict[str, Any]) -> None:
+    """Hold each file to the archive's metadata."""
+    verification.files = len(names)
+    for name in names:
+        if name == METADATA:
+            continue
+        entity = described.get(name)
+        if entity is None or "sha256" not in entity:
+            verification.faults.append(f"{name}: not in the metadata")
+        elif file_digest(folder / name) != entity["sha256"]:
+            verification.faults.append(f"{name}: its SHA-256 is not the one in the metadata")
+    present = set(names)
+    for name, entity in described.items():
+        kinds = entity.get("@type", [])
+        if "File" in ([kinds] if isinstance(kinds, str) else kinds) and name not in present:
+            verification.faults.append(f"{name}: missing")
+
+
+def _records(verification: Verification, chain: Chain, ledger: Ledger) -> None:
+    """Hold each record to its own digest, to the ledger, and to the records that name it."""
+    verification.faults += [f"{RESULTS}/{finding.path}: {finding.detail}" for finding in chain.findings]
+    for path, digest in ledger.records.items():
+        record = chain.records.get(path)
+        if record is None:
+            verification.faults.append(f"{RESULTS}/{path}: missing, and the ledger names it")
+        elif record.digest != digest:
+            verification.faults.append(f"{RESULTS}/{path}: not the record that the ledger names")
+    for path, record in chain.records.items():
+        for artefact in record.inputs:
+            reference = artefact.record
+            if reference is None or reference.path == path:
+                continue
+            maker = chain.records.get(reference.path)
+            if maker is None or maker.digest != reference.digest:
+                verification.faults.append(
+                    f"{RESULTS}/{path}: its input {artefact.path} comes from a job whose record is not here"
+                )
+            elif artefact.sha256 not in {output.sha256 for output in maker.outputs if output.path == artefact.path}:
+                verification.faults.append(f"{RESULTS}/{path}: its input {artefact.path} is not what was made")
+
+
+def _outputs(verification: Verification, folder: Path, chain: Chain) -> None:
+    """Hold the results that are here to their records, and the kept sources to their digests."""
+    told = set()
+    for record in chain.records.values():
+        for output in record.outputs:
+            for name, sha256 in files_of_artefact(output).items():
+                file = folder / RESULTS / name
+                told.add(name)
+                if not file.exists():
+                    verification.absent += 1
+                elif file_digest(file) != sha256:
+                    verification.faults.append(f"{RESULTS}/{name}: not what its record says")
+        for digest in (*record.code.modules.values(), record.software.packages, record.git.diff):
+            if digest is not None:
+                _kept(verification, folder, f"{record.run}/{RECORDS}/{KEPT}/{digest}", digest)
+    for file in sorted((folder / RESULTS).rglob("*")):
+        name = file.relative_to(folder / RESULTS).as_posix()
+        if file.is_file() and f"/{RECORDS}/" not in name and name not in told:
+            verification.faults.append(f"{RESULTS}/{name}: no record tells of it")
+
+
+def _kept(verification: Verification, folder: Path, name: str, digest: str) -> None:
+    file = folder / RESULTS / name
+    fault = f"{RESULTS}/{name}: missing or changed"
+    if (not file.exists() or file_digest(file) != digest) and fault not in verification.faults:
+        verification.faults.append(fault)
+
+
+def _configuration(verification: Verification, folder: Path, ledger: Ledger) -> None:
+    try:
+        found = yaml.safe_load((folder / CONFIGURATION).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        verification.faults.append(f"{CONFIGURATION}: cannot be read ({error})")
+        return
+    if found != ledger.configuration:
+        verification.faults.append(f"{CONFIGURATION}: not the configuration that the ledger holds")
