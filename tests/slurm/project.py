@@ -17,11 +17,13 @@ from cluster import Cluster, Job, wait_until
 ROOT = Path(__file__).parents[2]
 COPIED = ("Snakefile", "rules", "workflow_scripts", "forceuq", "config", "profiles", "slurm", "envs", "pyproject.toml")
 TRIAL = {"faults.py": "faults.py", "method.py": "methods/trial.py", "backbone.py": "backbones/trial.py"}
+DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+# One data set, one method: what clusters do to jobs is the same for all.
 SMALL = {
     "run": "small",
     "seeds": [0],
     "datasets": {
-        "molecules": None,
+        **dict.fromkeys(DEMO["datasets"]),
         "alloys": {
             "generate": {"options": {"pairs": [["Cu", "Au"], ["Ni", "Pt"]], "materials_per_pair": 8, "frames": 8}},
             "options": {"fractions": [0.4, 0.2, 0.4]},
@@ -29,7 +31,7 @@ SMALL = {
     },
     "backbone": {"kind": "trial"},
     "methods": {
-        **dict.fromkeys(yaml.safe_load((ROOT / "config/demo.yaml").read_text())["methods"]),
+        **dict.fromkeys(DEMO["methods"]),
         "bll": {"kind": "trial", "label": "BLL", "options": {"projection": "mse", "max_epochs": 12}},
     },
     "bootstrap_draws": 100,
