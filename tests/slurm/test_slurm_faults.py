@@ -37,7 +37,10 @@ def assert_nothing_half_written(project):
 def test_time_limit_in_the_middle_of_training(cluster, project):
     project.forget_fits()
     project.fault("fit", last_epoch_of_first_job=5)
-    run = project.start(cluster, METRICS, "--set-resources", "fit:runtime=1")
+    run = project.start(cluster, METRICS)
+    job = project.wait_for(run, "fit", "epoch 5").job
+    # The limit is brought to where the job is, instead of waiting until the job is there.
+    cluster.run("scontrol", "update", f"jobid={job}", "timelimit=1")
     run.succeed(900)
     first, second = project.jobs(cluster, "fit")
     assert states([first, second]) == ["TIMEOUT", "COMPLETED"]

@@ -27,7 +27,7 @@ class LogHandler(LogHandlerBase):
         elif event == LogEvent.JOB_INFO and not record.local:
             wildcards = ",".join(f"{name}={value}" for name, value in record.wildcards.items())
             outputs = Path(os.environ["SLEEPING_JOBS"], "outputs", f"{record.rule_name}:{wildcards}")
-            outputs.write_text("".join(f"{output}\n" for output in record.output))
+            outputs.write_text("".join(f"{file}\n" for file in (*record.output, record.benchmark)))
             files = {"inputs": list(map(str, record.input)), "outputs": list(map(str, record.output))}
             self._write(record, "announced", job=record.jobid, grouped=record.indent, **files)
         elif event == LogEvent.JOB_FINISHED:
