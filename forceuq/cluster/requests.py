@@ -20,6 +20,8 @@ BASE_MB = 2500
 GPU_BASE_MB = 6000
 # The workflow's own processes without PyTorch.
 LIGHT_MB = 1500
+# Records and row groups on their way.
+READING_MB = 4000
 # They read and shuffle beside each GPU.
 CORES_PER_GPU = 4
 # A process that parses a piece of a raw file (forceuq.data.sources).
@@ -27,7 +29,7 @@ PARSER_MB = 300
 # A process that builds graphs (forceuq.features.extract).
 WORKER_MB = 1200
 # Features held for shuffled reads, at most (forceuq.bll.batches), and once more while they are put together.
-POOL_BYTES = 2 * 4 * 2**30
+POOL_BYTES = 2 * 3 * 2**28
 
 # Atoms a second.
 READ = 20_000
@@ -117,8 +119,8 @@ def reading(atoms: int, processes: int = 1) -> Request:
         processes: that the reader can use.
     """
     if atoms / READ <= SHORT_SECONDS:
-        return _request(LIGHT_MB, atoms / READ)
-    return _request(LIGHT_MB + processes * PARSER_MB, atoms / READ / processes, cores=processes)
+        return _request(READING_MB, atoms / READ)
+    return _request(READING_MB + processes * PARSER_MB, atoms / READ / processes, cores=processes)
 
 
 def splitting(structures: int, atoms: int) -> Request:
