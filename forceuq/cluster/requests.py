@@ -29,7 +29,7 @@ PARSER_MB = 300
 # A process that builds graphs (forceuq.features.extract).
 WORKER_MB = 1200
 # Features held for shuffled reads, at most (forceuq.bll.batches), and once more while they are put together.
-POOL_BYTES = 2 * 4 * 2**30
+POOL_BYTES = 2 * 3 * 2**28
 
 # Atoms a second.
 READ = 20_000
