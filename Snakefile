@@ -31,6 +31,11 @@ container: "envs/forceuq.sif"
 
 
 include: "rules/layout.smk"
+<<<<<<< HEAD
+=======
+include: "rules/resources.smk"
+include: "rules/sessions.smk"
+>>>>>>> refs/heads/slurm
 
 
 # A directory that was touched or copied is no changed one; Snakemake compares the content of files only.
@@ -38,8 +43,6 @@ if workflow.is_main_process:
     restore_times(RESULTS, CONFIG.run)
 
 
-include: "rules/cluster.smk"
-include: "rules/resources.smk"
 include: "rules/data.smk"
 include: "rules/backbone.smk"
 include: "rules/features.smk"

@@ -52,9 +52,9 @@ def table1(
 
     Training is the time of the fits' own stages, over all attempts, with that of the fits they started from and
     of the backbone's pass over the training and validation data where features are cached: core-hours (time x
-    threads; of the pass, processor time), or GPU-hours of fits on a GPU. Prediction is the time an atom takes
-    from its structure on, the backbone's pass included, reading and writing too; an ensemble's members are added
-    up, although those that share cached features would need one pass of the backbone.
+    threads; of the pass, processor time), or GPU-hours of fits on GPUs (time x their number). Prediction is the
+    time an atom takes from its structure on, the backbone's pass included, reading and writing too; an ensemble's
+    members are added up, although those that share cached features would need one pass of the backbone.
 
     Args:
         instances: the fits.
@@ -95,7 +95,9 @@ def _member(folders: FitFolders) -> dict[str, float | None]:
     costs = [read_cost(directory) for directory in folders.fits]
     hours = {"core_hours": 0.0, "gpu_hours": 0.0}
     for report, cost in zip(reports, costs, strict=True):
-        hours["gpu_hours" if cost.gpu else "core_hours"] += report["seconds"] * (1 if cost.gpu else cost.threads)
+        on_gpu = cost.gpu or report["gpu"]
+        devices = report["processes"] if on_gpu else max(cost.threads, report["processes"])
+        hours["gpu_hours" if on_gpu else "core_hours"] += report["seconds"] * devices
     passes = [read_cost(directory) for directory in folders.trained_on]
     for cost in passes:
         hours["gpu_hours" if cost.gpu else "core_hours"] += cost.seconds if cost.gpu else cost.cpu_seconds
@@ -108,11 +110,12 @@ def _member(folders: FitFolders) -> dict[str, float | None]:
         "backbone_passes": own["backbone_passes"],
         "head_passes": own["head_passes"],
         "parameters": own["parameters"],
-        "peak_memory_bytes": max(cost.peak_memory_bytes for cost in [*costs, *passes, prediction]),
-        "peak_gpu_memory_bytes": max(
-            (c.peak_gpu_memory_bytes for c in [*costs, *passes, prediction] if c.peak_gpu_memory_bytes), default=None
-        ),
+        **{name: _largest(name, [*map(vars, [*costs, *passes, prediction]), *reports]) for name in _LARGEST},
     }
+
+
+def _largest(name: str, found: Sequence[Mapping[str, Any]]) -> int | None:
+    return max((each[name] for each in found if each[name]), default=None)
 
 
 def _per_1000(directory: Path, costs: Sequence[Cost]) -> float:
@@ -130,11 +133,16 @@ def _report(directory: Path) -> dict[str, Any]:
     try:
         report = read_json(file)
         passes = report.get("passes") or {}
+        # Of fits in several processes, which their job's own cost does not include.
+        processes = report.get("processes") or {}
         return {
             "seconds": sum(float(seconds) for seconds in report["seconds"].values()),
             "parameters": (report.get("parameters") or {}).get("trained"),
             "backbone_passes": passes.get("backbone"),
             "head_passes": passes.get("head"),
+            "processes": int(processes.get("count", 1)),
+            "gpu": processes.get("gpu"),
+            **{name: processes.get(name) for name in _LARGEST},
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"not a report of a fit ({error!r}); fit again", file=file) from error

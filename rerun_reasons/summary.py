@@ -70,7 +70,7 @@ def _noun(rule: str) -> str:
         return NOUNS[rule]
     if rule.endswith("_figure"):
         return "figure"
-    return "table" if rule == "costs" or rule.startswith("table") else f"{rule} job"
+    return "table" if rule in ("costs", "sources") or rule.startswith("table") else f"{rule} job"
 
 
 def _causes(job: PlannedJob, jobs: Sequence[PlannedJob], waits_for_new: bool, store: Path) -> Iterator[str]:

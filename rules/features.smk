@@ -8,15 +8,17 @@ if CONFIG.backbone is not None:
             splits=CACHE / "datasets/{dataset}/splits.parquet",
             weights=rules.download_weights.output.weights,
         output:
-            features=directory(
-                CACHE / "features" / BACKBONE / "{dataset}/{part}" / SHARD
-            ),
+            features=directory(FEATURES / "{dataset}/{part}" / SHARD),
         log:
-            CACHE / "logs/features" / BACKBONE / "{dataset}/{part}" / f"{SHARD}.log",
+            CACHE
+            / "logs/features"
+            / FEATURE_CACHE
+            / "{dataset}/{part}"
+            / f"{SHARD}.log",
         benchmark:
             CACHE
             / "benchmarks/features"
-            / BACKBONE
+            / FEATURE_CACHE
             / "{dataset}/{part}"
             / f"{SHARD}.tsv"
         conda:
@@ -24,12 +26,12 @@ if CONFIG.backbone is not None:
         threads: cores(to_cache)
         resources:
             **asked(to_cache),
+            # They are not params: changing them makes no cache anew.
+            **CONFIG.features.execution,
         params:
             kind=CONFIG.backbone.kind,
             options=CONFIG.backbone.options.model_dump(mode="json"),
-            execution=CONFIG.features.model_dump(
-                mode="json", exclude={"shards", "statistics_by_shard"}
-            ),
+            precision=CONFIG.features.precision,
             code=code(
                 "extract_features.py", f"forceuq.backbones.{CONFIG.backbone.kind}"
             ),

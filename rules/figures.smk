@@ -131,7 +131,7 @@ rule ensemble_size_figure:
         "../workflow_scripts/ensemble_size_figure.py"
 
 
-rule strata:
+rule strata_figure:
     input:
         structures=lambda w: CACHE
         / "datasets"
@@ -148,9 +148,9 @@ rule strata:
         pdf=RUN / "figures/strata/{dataset}.pdf",
         histogram=RUN / "figures/strata/{dataset}.csv",
     log:
-        RUN / "logs/strata/{dataset}.log",
+        RUN / "logs/strata_figure/{dataset}.log",
     benchmark:
-        RUN / "benchmarks/strata/{dataset}.tsv"
+        RUN / "benchmarks/strata_figure/{dataset}.tsv"
     wildcard_constraints:
         dataset=one_of(STRATA),
     conda:
@@ -159,8 +159,8 @@ rule strata:
         boundaries=lambda w: list(STRATA[w.dataset]),
         parts=lambda w: parts_of(w.dataset),
         title=lambda w: CONFIG.datasets[w.dataset].label,
-        code=code("strata.py"),
+        code=code("strata_figure.py"),
     message:
         "Counting the strata of {wildcards.dataset}"
     script:
-        "../workflow_scripts/strata.py"
+        "../workflow_scripts/strata_figure.py"

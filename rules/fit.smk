@@ -26,9 +26,10 @@ rule fit:
         rereads=lambda w: int(
             effort_of(w.method).epochs > 2 and speed_if_run(w.method) is None
         ),
+        devices=devices_of,
     params:
         kind=lambda w: CONFIG.methods[w.method].kind,
-        options=lambda w: CONFIG.methods[w.method].options.model_dump(mode="json"),
+        options=options_of_fit,
         checkpoints=str(RUN / "checkpoints" / FIT),
         train_parts=lambda w: part_places(w, task_of(w).train),
         validation_parts=lambda w: part_places(w, task_of(w).validation),

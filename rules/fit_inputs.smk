@@ -11,6 +11,17 @@ def code_of_method(script, wildcards):
     return code(script, *modules)
 
 
+def options_of_fit(wildcards):
+    """The options that decide what is fitted: not how many devices share the work."""
+    options = CONFIG.methods[wildcards.method].options
+    return options.model_dump(mode="json", exclude={"devices"})
+
+
+def devices_of(wildcards):
+    """How many processes train together; a resource, so that another number does not fit again."""
+    return getattr(CONFIG.methods[wildcards.method].options, "devices", 1)
+
+
 def start_of(wildcards):
     """The fit that this one starts from, if its method names one."""
     start = CONFIG.methods[wildcards.method].starts_from

@@ -16,6 +16,13 @@ DATASET_FOLDER = {
 BACKBONE = (
     f"{CONFIG.backbone.name}-{CONFIG.backbone.identity}" if CONFIG.backbone else "none"
 )
+# Features stored in half precision are another cache.
+FEATURE_CACHE = (
+    BACKBONE
+    if CONFIG.features.precision == "float32"
+    else f"{BACKBONE}-{CONFIG.features.precision}"
+)
+FEATURES = CACHE / "features" / FEATURE_CACHE
 
 # (data set, task name) -> task.
 TASKS = CONFIG.tasks
@@ -60,10 +67,9 @@ def task_of(wildcards):
 
 def feature_folders(references):
     """The cached features of some parts: the folders of each part's shards, in order."""
-    cache = CACHE / "features" / BACKBONE
     shards_of = CONFIG.features.shards_of
     return [
-        cache
+        FEATURES
         / DATASET_FOLDER[reference.dataset]
         / reference.part
         / SHARD.format(shard=shard, shards=shards_of(reference.dataset, reference.part))

@@ -1,9 +1,59 @@
-"""What each rule's jobs will do, in numbers; the estimates themselves are in forceuq/cluster/requests.py."""
+"""What each rule's jobs ask a cluster for; the estimates themselves are in forceuq/cluster/."""
 
 from forceuq.cluster import requests
 from forceuq.cluster.kinds import effort_of_method, share_of_part, speed_of_backbone
+from forceuq.cluster.site import limits_of, load_site, partitions_of
 from forceuq.data.sources import max_threads
 from forceuq.methods import needs_structures
+
+SLURM = Path(workflow.basedir, "slurm")
+try:
+    SITE = load_site(SLURM / "site.yaml")
+    PARTITIONS = (
+        partitions_of(SITE, SLURM / "partitions.yaml") if SLURM.is_dir() else {}
+    )
+    LIMITS = [limits_of(PARTITIONS, gpus) for gpus in (0, 1)]
+except ForceUQError as error:
+    raise WorkflowError(str(error)) from None
+
+# The conda environment of jobs that may run on a GPU. One for all methods: CUDA's PyTorch runs on the CPU too.
+ON_CUDA = {CONFIG.features.device} | {
+    getattr(method.options, "device", None) for method in CONFIG.methods.values()
+}
+GPU_ENVIRONMENT = f"../envs/conda-{'cuda' if 'cuda' in ON_CUDA else 'cpu'}.yaml"
+
+
+def asked(estimate, placed=True):
+    """The `resources:` of a rule, from a function of the wildcards that says what its job will do.
+
+    Of rules in one group only the first is `placed`: strings must be the same for all jobs of a group.
+    """
+
+    def of_attempt(wildcards, attempt):
+        request = estimate(wildcards)
+        return request.retried(attempt).within(LIMITS[min(request.gpus, 1)])
+
+    place = {"slurm_extra": lambda wildcards, attempt: elsewhere(attempt)}
+    return {
+        **(place if placed else {}),
+        "mem_mb": lambda wildcards, attempt: of_attempt(wildcards, attempt).memory_mb,
+        "runtime": lambda wildcards, attempt: of_attempt(wildcards, attempt).minutes,
+        # Beside `threads`, which Snakemake cuts down to the cores of the machine that it runs on: a login node's.
+        "cpus_per_task": lambda wildcards: of_cores(estimate(wildcards)),
+        "gpu": lambda wildcards: estimate(wildcards).gpus,
+        "gpu_model": lambda wildcards: (
+            SITE.gpu_model if SITE.gpu_model and estimate(wildcards).gpus else ""
+        ),
+    }
+
+
+def cores(estimate):
+    """The `threads:` of a rule, likewise."""
+    return lambda wildcards: of_cores(estimate(wildcards))
+
+
+def of_cores(request):
+    return request.within(LIMITS[min(request.gpus, 1)]).cores
 
 
 def atoms_of(references):

@@ -31,7 +31,7 @@ def statistics_of(wildcards):
         RUN
         / "statistics"
         / f"{method.kind}/{start or 'backbone'}"
-        / folder.relative_to(CACHE / "features" / BACKBONE).with_suffix(".safetensors")
+        / folder.relative_to(FEATURES).with_suffix(".safetensors")
         for folder in feature_folders(task_of(wildcards).train)
     ]
 
@@ -45,7 +45,7 @@ if CONFIG.backbone is not None:
 
     rule summarise_shard:
         input:
-            features=CACHE / "features" / BACKBONE / "{dataset}/{part}" / SHARD,
+            features=FEATURES / "{dataset}/{part}" / SHARD,
             pretrained=PRETRAINED,
             fit=fit_of_head,
         output:

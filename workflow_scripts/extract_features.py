@@ -9,7 +9,7 @@ from forceuq.provenance.jobs import recorded
 
 def main(job) -> None:
     output = Path(job.output.features)
-    execution = job.params.execution
+    resources = job.resources
     with recorded(job), measured(output, job.threads) as cost:
         done = extract_features(
             structures=Path(job.input.structures),
@@ -22,8 +22,13 @@ def main(job) -> None:
             kind=job.params.kind,
             options=job.params.options,
             output=output,
+            precision=job.params.precision,
+            max_atoms_per_batch=resources.max_atoms_per_batch,
+            max_edges_per_batch=resources.max_edges_per_batch,
+            atoms_per_file=resources.atoms_per_file,
             # Those that the job has a core for; the model has one of its own.
-            **{**execution, "workers": min(execution["workers"], max(1, job.threads - 1))},
+            workers=min(resources.workers, max(1, job.threads - 1)),
+            device=resources.device,
         )
         cost.atoms, cost.work_seconds, cost.work = done.atoms, done.seconds, done.record()
 

@@ -14,6 +14,7 @@ def main(job) -> None:
     checkpoints = Path(job.params.checkpoints)
     start = job.input.get("start")
     backbone = job.params.backbone
+    devices = {"devices": job.resources.devices} if job.resources.devices > 1 else {}
     statistics = job.input.get("statistics", [])
     with (
         recorded(job),
@@ -30,7 +31,7 @@ def main(job) -> None:
                 backbone=BackboneSource(weights=Path(job.input.weights), **backbone) if backbone else None,
                 statistics=tuple(map(Path, [statistics] if isinstance(statistics, str) else statistics)),
             ),
-            method.Options(**job.params.options),
+            method.Options(**job.params.options, **devices),
             seed=int(job.wildcards.seed),
             checkpoints=checkpoints,
             starts_from=Path(str(start)) if start else None,

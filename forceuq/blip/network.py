@@ -88,7 +88,10 @@ class BlipNetwork(nn.Module):
         with torch.no_grad():
             found = self._backbone.initial_invariants(graph)
             inputs = {"nodes": self._of_nodes(found), "edges": _of_edges(found)}
-        return {rows: self.inference[rows](inputs[rows]).expand(-1, len(self._weights[rows])) for rows in ROWS}
+        with _float32(inputs["nodes"]):
+            return {
+                rows: self.inference[rows](inputs[rows].float()).expand(-1, len(self._weights[rows])) for rows in ROWS
+            }
 
     def _of_nodes(self, found: InitialInvariants) -> Tensor:
         if self.design.node_inputs == "initial":
@@ -110,7 +113,9 @@ class BlipNetwork(nn.Module):
     def _pass(self, graph: Any, scales: dict[Rows, Tensor], draw: Draw | None) -> Tensor:
         self._perturbation.scales, self._perturbation.draw = scales, draw
         try:
-            return self._backbone.head_forces(self._backbone.node_features(graph), graph)
+            features = self._backbone.node_features(graph).float()
+            with _float32(features):
+                return self._backbone.head_forces(features, graph)
         finally:
             self._perturbation.scales, self._perturbation.draw = {}, None
 
@@ -141,9 +146,8 @@ class BlipNetwork(nn.Module):
             batch: the structures.
             draw: noise; None: that of training, from torch's global generator.
         """
-        # In float32, whatever the matrix products were made in.
-        scales = {rows: alpha.float() for rows, alpha in self.scales(batch.graph).items()}
-        error = self._pass(batch.graph, scales, draw or training_noise(batch.share)).float()
+        scales = self.scales(batch.graph)
+        error = self._pass(batch.graph, scales, draw or training_noise(batch.share))
         error = error - batch.target.to(error)
         if self.design.data_term == "normalised-mse":
             error = error / self._backbone.force_scale
@@ -162,3 +166,8 @@ class BlipNetwork(nn.Module):
 
 def _of_edges(found: InitialInvariants) -> Tensor:
     return torch.cat([found.edges, found.nodes[found.senders], found.nodes[found.receivers]], dim=1)
+
+
+def _float32(like: Tensor) -> torch.autocast:
+    """Return a context without autocast: for what costs little, and is sums or logarithms rather than products."""
+    return torch.autocast(like.device.type, enabled=False)

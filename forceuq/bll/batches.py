@@ -11,7 +11,7 @@ from forceuq.errors import DataError, FitError
 from forceuq.features.cache import FeatureBlock, FeatureReader
 
 # Above this, features are read anew every epoch, a pool of this size at a time.
-MEMORY_BYTES = 4 * 2**30
+MEMORY_BYTES = 3 * 2**28
 
 
 @dataclass(frozen=True)
@@ -80,22 +80,35 @@ class Batch:
 
 
 class _Pool:
-    """Structures held in memory."""
+    """Structures held in memory, in arrays made once for as many atoms as there may be."""
 
-    def __init__(self, blocks: Sequence[FeatureBlock], standardisation: Standardisation) -> None:
+    def __init__(self, atoms: int, width: int, standardisation: Standardisation) -> None:
+        self._standardisation = standardisation
+        self.x = np.empty((atoms, width), dtype=np.float32)
+        self.y = np.empty((atoms, 3))
+        self.clear()
+
+    def clear(self) -> None:
+        self.atoms = 0
+        self._sizes: list[NDArray[np.int64]] = []
+        self._names: list[NDArray[np.int64]] = []
+
+    def add(self, block: FeatureBlock) -> None:
+        """Copy a block, so that nothing keeps its file mapped."""
+        part = slice(self.atoms, self.atoms + len(block))
         # float32 as the model will see it: the mean is taken off in double precision first.
-        self.x = np.concatenate(
-            [((block.features - standardisation.mean) / standardisation.std).astype(np.float32) for block in blocks]
-        )
-        self.y = np.concatenate([block.force - block.zbl for block in blocks])
-        counts = np.concatenate([np.diff(block.starts) for block in blocks])
-        self.starts = np.concatenate([[0], np.cumsum(counts)])
-        self.structures = np.concatenate(
-            [
-                np.stack([np.full(len(block.starts) - 1, block.part_index), block.structure[block.starts[:-1]]], 1)
-                for block in blocks
-            ]
-        )
+        self.x[part] = (block.features - self._standardisation.mean) / self._standardisation.std
+        self.y[part] = block.force - block.zbl
+        starts = block.starts
+        self._sizes.append(np.diff(starts))
+        self._names.append(np.stack([np.full(len(starts) - 1, block.part_index), block.structure[starts[:-1]]], 1))
+        self.atoms += len(block)
+
+    def close(self) -> "_Pool":
+        """Make the pool ready for ``batch``."""
+        self.starts = np.concatenate([[0], np.cumsum(np.concatenate(self._sizes))])
+        self.structures = np.concatenate(self._names)
+        return self
 
     def batch(self, chosen: NDArray[np.int64]) -> Batch:
         atoms = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in chosen])
@@ -127,7 +140,9 @@ class Batches:
         self._reader = reader
         self._standardisation = standardisation
         self._size = size
-        self._pool_atoms = max(1, memory_bytes // (4 * reader.metadata.width + 24))
+        # A pool holds one row group at least, and no more than there is.
+        held = max(memory_bytes // (4 * reader.metadata.width + 24), reader.largest_row_group)
+        self._pool_atoms = min(held, reader.n_atoms)
         self._whole: _Pool | None = None
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
@@ -152,18 +167,15 @@ class Batches:
             yield pool.batch(chosen)
 
     def _pools(self, order: NDArray[np.int64] | None) -> Iterator[_Pool]:
-        if self._fits:
-            if self._whole is None:
-                self._whole = _Pool(list(self._reader.blocks()), self._standardisation)
+        if self._fits and self._whole is not None:
             yield self._whole
             return
-        pending: list[FeatureBlock] = []
-        atoms = 0
+        pool = _Pool(self._pool_atoms, self._reader.metadata.width, self._standardisation)
         for block in self._reader.blocks(order=None if order is None else [int(i) for i in order]):
-            if pending and atoms + len(block) > self._pool_atoms:
-                yield _Pool(pending, self._standardisation)
-                pending, atoms = [], 0
-            pending.append(block)
-            atoms += len(block)
-        if pending:
-            yield _Pool(pending, self._standardisation)
+            if pool.atoms + len(block) > self._pool_atoms:
+                yield pool.close()
+                pool.clear()
+            pool.add(block)
+        if self._fits:
+            self._whole = pool
+        yield pool.close()

@@ -20,6 +20,8 @@ BASE_MB = 2500
 GPU_BASE_MB = 6000
 # The workflow's own processes without PyTorch.
 LIGHT_MB = 1500
+# Records and row groups on their way.
+READING_MB = 4000
 # They read and shuffle beside each GPU.
 CORES_PER_GPU = 4
 # A process that parses a piece of a raw file (forceuq.data.sources).
@@ -27,7 +29,7 @@ PARSER_MB = 300
 # A process that builds graphs (forceuq.features.extract).
 WORKER_MB = 1200
 # Features held for shuffled reads, at most (forceuq.bll.batches), and once more while they are put together.
-POOL_BYTES = 2 * 4 * 2**30
+POOL_BYTES = 2 * 3 * 2**28
 
 # Atoms a second.
 READ = 20_000
@@ -117,8 +119,8 @@ def reading(atoms: int, processes: int = 1) -> Request:
         processes: that the reader can use.
     """
     if atoms / READ <= SHORT_SECONDS:
-        return _request(LIGHT_MB, atoms / READ)
-    return _request(LIGHT_MB + processes * PARSER_MB, atoms / READ / processes, cores=processes)
+        return _request(READING_MB, atoms / READ)
+    return _request(READING_MB + processes * PARSER_MB, atoms / READ / processes, cores=processes)
 
 
 def splitting(structures: int, atoms: int) -> Request:
@@ -152,7 +154,7 @@ def fitting(
         speed: of the backbone, for methods that run it; None: they work on cached features.
         width: features of an atom.
         memory_gb: that the method holds beside its data, GiB.
-        devices: GPUs that share each batch, where ``device`` is cuda.
+        devices: GPUs that share each batch, or processes where ``device`` is cpu.
     """
     gpus = devices if device == "cuda" else 0
     expected = min(epochs, EPOCHS_SMALL if atoms < LARGE_ATOMS else EPOCHS_LARGE)
@@ -163,8 +165,9 @@ def fitting(
         rate = gpus * speed.gpu if gpus else speed.core
         seconds = atoms * (expected * TRAINING[device] + 2) / rate
         held = 0
-    memory = (GPU_BASE_MB * gpus or BASE_MB) + (held + memory_gb * 2**30) / 10**6
-    return replace(_request(memory, seconds, cores=CORES_PER_GPU * gpus), gpus=gpus)
+    memory = (GPU_BASE_MB * gpus or BASE_MB * devices) + (held + memory_gb * 2**30) / 10**6
+    request = _request(memory, seconds, cores=CORES_PER_GPU * gpus)
+    return replace(request, gpus=gpus, cores=max(request.cores, devices))
 
 
 def predicting(atoms: int, device: str, speed: Speed | None = None, passes: int = 1, memory_gb: float = 0.0) -> Request:

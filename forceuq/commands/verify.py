@@ -25,9 +25,8 @@ def command(
         for fault in found.faults:
             typer.echo(f"wrong: {fault}")
         verdict = f"{len(found.faults)} things are wrong" if found.faults else "verified"
-        typer.echo(
-            f"{found.run}: {verdict}. {found.files} files, {found.jobs} jobs; {found.absent} files that the records tell of are not in the archive"
-        )
+        typer.echo(f"{found.run}: {verdict}. {found.files} files, {found.jobs} jobs")
+        typer.echo(f"{found.absent} files that the records tell of are not in the archive")
         typer.echo(f"root: {found.root}")
     if found.faults:
         raise typer.Exit(1)

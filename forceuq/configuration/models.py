@@ -11,24 +11,17 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import BaseModel, Field, create_model, field_validator, model_validator
 
 from forceuq import backbones, methods
 from forceuq.backbones.small.options import Options as SmallOrbTraining
 from forceuq.calibration_kinds import CALIBRATION_KINDS, CalibrationKind
 from forceuq.configuration.benchmark import Members, Seeds, all_forms, check_methods, for_dataset, joined_tasks, known
+from forceuq.configuration.features import FeaturesConfig, check_shards
+from forceuq.configuration.names import Model, Name
 from forceuq.data import generators, sources
 from forceuq.data.download import Source
 from forceuq.data.splits import Task
-
-# Names become folder names; anything else would need quoting in a shell.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-
-
-class Model(BaseModel):
-    """Base of the configuration's models: unknown keys refused, values immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def identity(value: Any) -> str:
@@ -229,45 +222,6 @@ class MethodConfig(Model):
         return self
 
 
-Count = Annotated[int, Field(ge=1)]
-Shards = Count | dict[str, Count]
-
-
-class FeaturesConfig(Model):
-    """How the atom features are computed and cached; of this only `precision` changes their values."""
-
-    max_atoms_per_batch: int = Field(default=2048, ge=1, description="Atoms in one forward pass, at most.")
-    max_edges_per_batch: int = Field(
-        default=1_000_000, ge=1, description="Edges in one forward pass, at most: batches that have more are halved."
-    )
-    shards: dict[Name, Shards] = Field(
-        default={},
-        description="By data set, how many shards each of its parts is cut into, balanced by atoms, each made by a job"
-        " of its own: one number for all parts, or numbers by part. 1 where nothing is said.",
-    )
-    statistics_by_shard: bool = Field(
-        default=False,
-        description="Make the statistics that a BLL fit needs of its training data by a job a shard, where its features"
-        " are known before it (projection pretrained, or starts_from); otherwise the fit makes them, in its threads.",
-    )
-    atoms_per_file: int = Field(default=200_000, ge=1, description="Atoms in one Parquet file of a shard, at most.")
-    precision: Literal["float32", "float16"] = Field(
-        default="float32",
-        description="Of the features as stored; `float16` halves the cache and changes the metrics: docs/scale.md.",
-    )
-    workers: int = Field(
-        default=1, ge=0, description="Processes that build graphs beside the model; 0: in the job itself."
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where the model runs; `auto` takes a GPU when there is one."
-    )
-
-    def shards_of(self, dataset: str, part: str) -> int:
-        """Return the number of shards of a part."""
-        shards = self.shards.get(dataset, 1)
-        return shards if isinstance(shards, int) else shards.get(part, 1)
-
-
 class SurfaceConfig(Model):
     """Figure 1: the validation NLL over log10 a and log10 b."""
 
@@ -386,12 +340,7 @@ class Configuration(Model):
             if not getattr(self, key):
                 raise ValueError(f"'{key}' is missing: a benchmark needs data sets, a backbone and methods")
         check_methods(self)
-        for name, shards in self.features.shards.items():
-            known("features.shards", name, self.datasets)
-            dataset = self.datasets[name]
-            parts = dict.fromkeys(sources.load_source(dataset.kind).parts(dataset.options))
-            for part in shards if isinstance(shards, dict) else ():
-                known(f"features.shards.{name}", part, parts)
+        check_shards(self.features, self.datasets)
         shown = {name: method for name, method in self.methods.items() if method.evaluate and method.in_tables}
         if not shown:
             raise ValueError("'methods' has nothing to show in the tables")

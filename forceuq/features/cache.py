@@ -101,6 +101,11 @@ class FeatureReader:
         """The number of row groups, the unit in which the cache can be read out of order."""
         return len(self._groups)
 
+    @property
+    def largest_row_group(self) -> int:
+        """Atoms in a row group, at most."""
+        return max((file.entry["largest_row_group"] for file in self._files), default=0)
+
     def blocks(self, max_atoms: int = ROW_GROUP_ATOMS, order: Sequence[int] | None = None) -> Iterator[FeatureBlock]:
         """Yield every atom once, in blocks of whole structures of at most ``max_atoms`` (or one structure).
 

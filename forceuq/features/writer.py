@@ -59,6 +59,7 @@ class FeatureWriter:
         self._file_atoms = 0
         self._file_structures = 0
         self._file_groups = 0
+        self._largest_group = 0
         self._last_structure = -1
 
     def __enter__(self) -> "FeatureWriter":
@@ -190,6 +191,7 @@ class FeatureWriter:
         self._file_atoms += n
         self._file_structures += len(self._pending)
         self._file_groups += 1
+        self._largest_group = max(self._largest_group, n)
         self._pending = []
         self._pending_atoms = 0
 
@@ -205,12 +207,13 @@ class FeatureWriter:
                 "atoms": self._file_atoms,
                 "structures": self._file_structures,
                 "row_groups": self._file_groups,
+                "largest_row_group": self._largest_group,
                 "bytes": path.stat().st_size,
                 "sha256": file_digest(path),
                 "footer_sha256": footer_digest(path),
             }
         )
-        self._file_atoms = self._file_structures = self._file_groups = 0
+        self._file_atoms = self._file_structures = self._file_groups = self._largest_group = 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -60,16 +60,17 @@ class GaussianForces(nn.Module):
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return force (n, 3), eV/Å, before ZBL, and log-variance (n, 3), normalised."""
-        features = self._backbone.node_features(batch)
-        return self._backbone.head_forces(features, batch), self.variance(features)
+        features = self._backbone.node_features(batch).float()
+        # The heads cost little, and what follows them (net force, net torque) is float32's: no autocast here.
+        with torch.autocast(features.device.type, enabled=False):
+            return self._backbone.head_forces(features, batch), self.variance(features)
 
     def nll(self, batch: Batch) -> Tensor:
         """Return the mean over atoms and components of the negative log-likelihood, normalised units.
 
         Of a shared batch: this process's part of that mean.
         """
-        # In float32, whatever the matrix products were made in.
-        force, log_variance = (found.float() for found in self(batch.graph))
+        force, log_variance = self(batch.graph)
         error = (force - batch.target.to(force)) / self._backbone.force_scale
         squares = error.square() * torch.exp(-log_variance)
         nll: Tensor = 0.5 * (log_variance + squares + math.log(2 * math.pi)).mean() * batch.of_atoms

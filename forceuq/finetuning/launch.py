@@ -116,12 +116,14 @@ def _own_signals() -> Iterator[None]:
 def _cause(failures: Mapping[int, ProcessFailure], processes: int) -> ForceUQError:
     """Return the error of the process that failed by itself: the others' connections to it broke."""
 
-    def own(rank: int) -> tuple[int, int, int]:
+    def by_itself(rank: int) -> tuple[int, int, int]:
         failure = failures[rank]
-        kind = 0 if _error_class(failure) else 1 if failure.exitcode < 0 else 2
+        # SIGTERM is how the others are stopped.
+        killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+        kind = 0 if _error_class(failure) else 1 if killed else 2 if failure.exitcode > 0 else 3
         return kind, int(failure.timestamp), rank
 
-    rank = min(failures, key=own)
+    rank = min(failures, key=by_itself)
     failure = failures[rank]
     name, _, text = _message(failure).partition(": ")
     if found := _error_class(failure):
@@ -134,7 +136,9 @@ def _cause(failures: Mapping[int, ProcessFailure], processes: int) -> ForceUQErr
 
 
 def _message(failure: ProcessFailure) -> str:
-    return str(failure.message)
+    # With an error file it is a mapping, whatever its annotation says.
+    found: Any = failure.message
+    return str(found["message"] if isinstance(found, Mapping) else found)
 
 
 def _error_class(failure: ProcessFailure) -> type[ForceUQError] | None:

@@ -11,14 +11,14 @@ from forceuq.files import file_digest, whole_file
 from forceuq.provenance.chain import Chain, load_chain
 from forceuq.provenance.crate import BundledFile, write_crate
 from forceuq.provenance.ledger import Ledger, read_ledger
-from forceuq.provenance.places import KEPT, RECORDS, Folder
+from forceuq.provenance.places import KEPT, LEDGER, RECORDS, Folder
 from forceuq.provenance.schema import Artefact
 from forceuq.provenance.withholding import withheld
 
 CONFIGURATION = "configuration.yaml"
 RESULTS = "results"
-# Folders of a run whose files are large; a bundle holds the second only when asked, the first never.
-FITS, PREDICTIONS = "fits", "predictions"
+# Folders of a run whose files are large: never in, and in only when asked.
+LARGE, PREDICTIONS = ("fits", "statistics"), "predictions"
 
 
 @dataclass
@@ -60,14 +60,15 @@ def write_bundle(
     ledger, chain = read_ledger(results, run), load_chain(results, run)
     _sound(chain, ledger)
     bundle = Bundle()
-    for path in sorted(ledger.records):
+    # The ledger cannot name the record of the job that wrote it.
+    records = [*sorted(ledger.records), chain.makers[f"{run}/{LEDGER}"]]
+    for path in records:
         _add(bundle, results / path, f"{RESULTS}/{path}", "record of a job")
         _add_outputs(bundle, chain, path, predictions)
-    _add_ledger(bundle, chain, run)
-    _add_kept(bundle, chain, ledger)
+    _add_kept(bundle, chain, records)
     for name in workflow:
         _add(bundle, project / name, f"workflow/{name}", "the workflow's definition")
-    _add_lock(bundle, chain, ledger, project)
+    _add_lock(bundle, chain, records, project)
     with tempfile.TemporaryDirectory() as temporary:
         configuration = Path(temporary, CONFIGURATION)
         text = yaml.safe_dump(ledger.configuration, sort_keys=False, allow_unicode=True)
@@ -79,6 +80,8 @@ def write_bundle(
 
 
 def _sound(chain: Chain, ledger: Ledger) -> None:
+    if (path := f"{chain.run}/{LEDGER}") not in chain.makers:
+        raise DataError("has no record; run the workflow to its end", file=chain.results / path)
     for finding in chain.findings:
         if finding.record in ledger.records:
             raise DataError(f"{finding.detail}; 'forceuq audit' says more", file=chain.results / finding.path)
@@ -110,7 +113,7 @@ def _add_outputs(bundle: Bundle, chain: Chain, path: str, predictions: bool) -> 
         return
     for output in record.outputs:
         kind = output.path.split("/")[1]
-        if kind == FITS or (kind == PREDICTIONS and not predictions):
+        if kind in LARGE or (kind == PREDICTIONS and not predictions):
             bundle.left_out.append(output.path)
         elif kind == PREDICTIONS and (reason := withheld(chain, path)) is not None:
             bundle.withheld[output.path] = reason
@@ -126,20 +129,10 @@ def files_of_artefact(artefact: Artefact) -> dict[str, str]:
     return {f"{artefact.path}/{file.path}": file.sha256 for file in artefact.files}
 
 
-def _add_ledger(bundle: Bundle, chain: Chain, run: str) -> None:
-    """Add the ledger and its own record, which it cannot name itself."""
-    name = f"{run}/ledger.json"
-    maker = chain.makers.get(name)
-    if maker is None:
-        raise DataError("has no record; run the workflow to its end", file=chain.results / name)
-    _add(bundle, chain.results / maker, f"{RESULTS}/{maker}", "record of a job")
-    _add_outputs(bundle, chain, maker, predictions=False)
-
-
-def _add_kept(bundle: Bundle, chain: Chain, ledger: Ledger) -> None:
+def _add_kept(bundle: Bundle, chain: Chain, records: list[str]) -> None:
     """Add the sources, differences to the commit and package lists that the records name by their digests."""
     wanted = set()
-    for path in ledger.records:
+    for path in records:
         record = chain.records[path]
         named = {*record.code.modules.values(), record.software.packages, *filter(None, [record.git.diff])}
         wanted |= {(record.run, digest) for digest in named}
@@ -149,9 +142,9 @@ def _add_kept(bundle: Bundle, chain: Chain, ledger: Ledger) -> None:
         _add(bundle, source, f"{RESULTS}/{name}", "source or package list, by its digest", digest)
 
 
-def _add_lock(bundle: Bundle, chain: Chain, ledger: Ledger, project: Path) -> None:
+def _add_lock(bundle: Bundle, chain: Chain, records: list[str], project: Path) -> None:
     """Add the lock files that the jobs found, if they are still those."""
-    locks = {(s.lock, s.lock_sha256) for path in ledger.records if (s := chain.records[path].software).lock}
+    locks = {(s.lock, s.lock_sha256) for path in records if (s := chain.records[path].software).lock}
     names = [name for name, _ in locks]
     for name, sha256 in sorted(locks, key=str):
         file = project / "envs" / str(name)

@@ -33,7 +33,10 @@ MEDIA_TYPES = {
     ".parquet": "application/vnd.apache.parquet",
     ".pdf": "application/pdf",
     ".png": "image/png",
+    ".py": "text/x-python",
+    ".smk": "text/plain",
     ".tex": "application/x-tex",
+    ".txt": "text/plain",
     ".yaml": "application/yaml",
 }
 
@@ -87,9 +90,12 @@ class _Crate:
             main,
             main=True,
             lang="snakemake",
-            properties={"name": f"forceuq: {chain.run}", **_facts(files[main])},
+            properties={
+                "@type": ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"],
+                "name": f"forceuq: {chain.run}",
+                **_facts(files[main]),
+            },
         )
-        self._workflow["@type"] = ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"]
         self._absent: dict[str, ContextEntity] = {}
 
     def describe(self, withheld: Mapping[str, str]) -> None:
@@ -125,7 +131,7 @@ class _Crate:
             object=[self._files["configuration.yaml"], *self._sources()],
             result=[entity for name, entity in self._files.items() if _is_result(name, self._chain.run)],
         )
-        self.rocrate.root_dataset["mentions"] = [whole]
+        self.rocrate.root_dataset["mentions"] = whole
         self._entity(
             "#organization", "OrganizeAction", name="Run by Snakemake", instrument=engine, object=controls, result=whole
         )
@@ -154,13 +160,10 @@ class _Crate:
                 "PropertyValue",
                 name=name,
                 propertyID=f"{TERMS['resourceUsage']}-{name}",
-                value=str(value),
+                unitCode=f"https://qudt.org/vocab/unit/{unit}",
+                value=str(getattr(record.usage, name)),
             )
-            for name, value in (
-                ("seconds", record.usage.seconds),
-                ("cpu_seconds", record.usage.cpu_seconds),
-                ("peak_memory_bytes", record.usage.peak_memory_bytes),
-            )
+            for name, unit in (("seconds", "SEC"), ("cpu_seconds", "SEC"), ("peak_memory_bytes", "BYTE"))
         ]
         return self._entity(
             f"#{path}",
@@ -215,7 +218,8 @@ class _Crate:
         entity = self.rocrate.add(ContextEntity(self.rocrate, identifier, {"@type": kind, **plain}))
         for key, value in properties.items():
             if _is_entity(value):
-                entity[key] = value
+                # One value stands alone, by RO-Crate's recommendation.
+                entity[key] = value[0] if isinstance(value, list) and len(value) == 1 else value
         return entity
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,23 @@ MPTRJ = """
 from forceuq.data.sources.mptrj import Options, convert
 convert(Path(sys.argv[1]), Path(sys.argv[2]), Options())
 """
+TM23 = """
+from forceuq.data.sources.tm23 import Options, convert
+convert(Path(sys.argv[1]), Path(sys.argv[2]), Options())
+"""
 STATISTICS = """
 from forceuq.bll.statistics import accumulate
 from forceuq.features.cache import FeatureReader
 total = accumulate(((b.features, b.force) for b in FeatureReader([Path(sys.argv[1])]).blocks()), 128, 3)
 assert total.n == int(sys.argv[2])
+"""
+# Shuffled batches out of a pool that holds a tenth of the smaller cache.
+BATCHES = """
+from forceuq.bll.batches import Batches, Standardisation
+from forceuq.features.cache import FeatureReader
+reader = FeatureReader([Path(sys.argv[1])])
+batches = Batches(reader, Standardisation.of(reader), 64, 3 * 2**20)
+assert sum(len(batch.y) for batch in batches.epoch(0, 1)) == int(sys.argv[2])
 """
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
@@ -66,6 +79,25 @@ def test_mptrj_is_streamed(tmp_path):
     assert peaks[1] - peaks[0] < size / 3, f"{peaks} MiB for a file of {size:.0f} MiB"
 
 
+def write_tm23(path: Path, frames: int) -> int:
+    """Write one metal's files, all frames in one of them; return their size in bytes, unpacked."""
+    atoms = "".join(f"Cu {i}.00000000 0.50000000 0.00000000 0.10000000 0.00000000 -0.20000000\n" for i in range(40))
+    lattice = 'Lattice="40 0 0 0 5 0 0 0 6" Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.0 pbc="T T T"'
+    text = f"40\n{lattice}\n{atoms}"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in (f"Cu_{t}_nequip_{part}.xyz" for t in ("cold", "warm", "melt") for part in ("train", "test")):
+            archive.writestr(f"folder/{name}", text * (frames if name == "Cu_warm_nequip_train.xyz" else 1))
+    return len(text) * frames
+
+
+def test_archives_of_extended_xyz_are_streamed(tmp_path):
+    peaks = []
+    for frames in (2500, 9000):
+        size = write_tm23(tmp_path / "raw.zip", frames) / 2**20
+        peaks.append(peak_mib(TM23, tmp_path / "raw.zip", tmp_path / "structures.parquet"))
+    assert peaks[1] - peaks[0] < size / 3, f"{peaks} MiB for a member of {size:.0f} MiB"
+
+
 def write_cache(directory: Path, atoms: int) -> float:
     """Write a cache of structures of 20 atoms in shards of 20,000 (one of which is mapped at a time); return MiB."""
     rng = np.random.default_rng(0)
@@ -78,9 +110,16 @@ def write_cache(directory: Path, atoms: int) -> float:
     return sum(path.stat().st_size for path in directory.iterdir()) / 2**20
 
 
-def test_statistics_are_streamed(tmp_path):
-    peaks = []
-    for atoms in (60_000, 400_000):
-        size = write_cache(tmp_path / str(atoms), atoms)
-        peaks.append(peak_mib(STATISTICS, tmp_path / str(atoms), atoms))
-    assert peaks[1] - peaks[0] < size / 3, f"{peaks} MiB for a cache of {size:.0f} MiB"
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    """Caches of two sizes, and by how many MiB they differ."""
+    folder = tmp_path_factory.mktemp("caches")
+    sizes = {atoms: write_cache(folder / str(atoms), atoms) for atoms in (60_000, 400_000)}
+    return [(folder / str(atoms), atoms) for atoms in sizes], sizes[400_000] - sizes[60_000]
+
+
+@pytest.mark.parametrize("work", [STATISTICS, BATCHES], ids=["statistics", "batches"])
+def test_features_are_streamed(caches, work):
+    given, difference = caches
+    peaks = [peak_mib(work, *arguments) for arguments in given]
+    assert peaks[1] - peaks[0] < difference / 4, f"{peaks} MiB for caches that differ by {difference:.0f} MiB"

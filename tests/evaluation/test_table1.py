@@ -93,6 +93,21 @@ def test_costs_are_those_of_everything_that_was_needed(tmp_path, bll, member):
     assert r"The set & BLL & 2.6 core-h" in (tmp_path / "t.tex").read_text()
 
 
+def test_a_fit_in_several_processes_costs_all_their_gpus(tmp_path, folder):
+    together = {"count": 4, "gpu": "A GPU", "peak_memory_bytes": 2 * GIB, "peak_gpu_memory_bytes": 3 * GIB}
+    told = {**report(3600.0), "processes": together}
+    fit = FitFolders(
+        fits=(folder("together", told, threads=1, seconds=5.0, peak_memory_bytes=GIB),),
+        predictions=folder("of-together", seconds=1.0, atoms=1000, peak_memory_bytes=GIB),
+        trained_on=(),
+        predicted=(),
+    )
+    table1([Instance("set", "bll", (fit,))], tmp_path / "t.csv", METHODS, DATASETS)
+    row = pd.read_csv(tmp_path / "t.csv").iloc[0]
+    assert row[["gpu_hours", "core_hours"]].tolist() == [4.0, 0.0]
+    assert row[["peak_memory_bytes", "peak_gpu_memory_bytes"]].tolist() == [2 * GIB, 3 * GIB]
+
+
 def test_what_one_member_does_not_say_is_not_made_up(tmp_path, member):
     table1([Instance("set", "ensemble", (member(1), member(2, None)))], tmp_path / "t.csv", METHODS, DATASETS)
     table = pd.read_csv(tmp_path / "t.csv")

@@ -192,6 +192,18 @@ def test_seeds_and_members_by_data_set():
     assert config.members_of("lora-ensemble", "mptrj")[2] == (6, 7, 8)
 
 
+def test_the_whole_papers_configuration_is_that_of_its_halves():
+    paper, mptrj, rmd17 = (yaml.safe_load((ROOT / f"config/{n}.yaml").read_text()) for n in ("paper", "mptrj", "rmd17"))
+    assert paper["datasets"] == mptrj["datasets"] | rmd17["datasets"]
+    assert paper["backbone"] == mptrj["backbone"] == rmd17["backbone"]
+    assert paper["features"] == mptrj["features"]
+    for name, method in paper["methods"].items():
+        for half in (mptrj, rmd17):
+            if name in half["methods"]:
+                keys = ("kind", "options", "starts_from")
+                assert [method.get(k) for k in keys] == [half["methods"][name].get(k) for k in keys], name
+
+
 def test_the_papers_table_is_matched():
     """Each of its rows is a data set's kind and a split of the whole paper's configuration."""
     config = load_configuration(yaml.safe_load((ROOT / "config/paper.yaml").read_text()))

@@ -18,6 +18,7 @@ FIGURES = {
     "Drawing the metrics before and after recalibration",
     "Drawing the metrics as the distribution shifts",
 }
+STRATA = {"Counting the strata of alloys"}
 SURFACES = {
     "Drawing the validation likelihood of molecules, methylamine",
     "Drawing the validation likelihood of alloys, mptrj",
@@ -60,8 +61,8 @@ def test_the_mathematics_of_the_bll(project: Project) -> None:
 
 def test_the_colour_of_a_plot(project: Project) -> None:
     project.edit("forceuq/figures/style.py", 'COLORS = ("', 'COLORS = ("#000000", "')
-    assert project.planned() == FIGURES | SURFACES | LEDGER
-    assert project.why() == ["forceuq/figures/style.py changed: 4 figures, 1 ledger"]
+    assert project.planned() == FIGURES | STRATA | SURFACES | LEDGER
+    assert project.why() == ["forceuq/figures/style.py changed: 5 figures, 1 ledger"]
 
 
 def test_a_shared_helper(project: Project) -> None:
@@ -103,10 +104,10 @@ def test_a_package_reruns_what_imports_it(project: Project) -> None:
 
     # Found before the installed one, since the copy stands first on the path.
     folders = [install("tqdm", "99.0"), install("matplotlib", "99.0")]
-    assert project.planned() == FIGURES | SURFACES | LEDGER
+    assert project.planned() == FIGURES | STRATA | SURFACES | LEDGER
     (line,) = project.why()
     assert line.startswith("matplotlib 3.")
-    assert line.endswith(" -> 99.0: 4 figures, 1 ledger")
+    assert line.endswith(" -> 99.0: 5 figures, 1 ledger")
     for folder in folders:
         shutil.rmtree(folder)
     install("torch", "99.0")
