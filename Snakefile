@@ -31,11 +31,8 @@ container: "envs/forceuq.sif"
 
 
 include: "rules/layout.smk"
-<<<<<<< HEAD
-=======
 include: "rules/resources.smk"
 include: "rules/sessions.smk"
->>>>>>> refs/heads/slurm
 
 
 # A directory that was touched or copied is no changed one; Snakemake compares the content of files only.
