@@ -13,7 +13,7 @@ _LOGGER = logging.getLogger(__name__)
 VARIABLE = "FORCEUQ_SCRATCH"
 
 # What training holds in memory (forceuq.bll.batches.MEMORY_BYTES): smaller caches are read once.
-HELD_BYTES = 4 * 2**30
+HELD_BYTES = 3 * 2**28
 
 
 @contextlib.contextmanager

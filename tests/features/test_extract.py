@@ -234,5 +234,7 @@ def test_exported_head_continues_from_the_cached_features(case, cache, tmp_path)
 def test_no_gpu_where_one_is_demanded_is_an_error(case, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigurationError, match="finds no GPU"):
-        extract_features(**case, output=tmp_path / "features", device="cuda")
+        extract_features(
+            **case, part="odd", kind="orb", options=OPTIONS, output=tmp_path / "features", device="cuda", dataset="made"
+        )
     assert not (tmp_path / "features").exists()
