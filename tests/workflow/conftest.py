@@ -93,9 +93,9 @@ class Project:
         return {name: n for name, n in jobs.items() if name not in ("total", "all")}
 
     def planned(self) -> set[str]:
-        """Return the messages of the jobs that a dry run names: what each would do, and to what."""
+        """Return the messages of the jobs that a dry run names, alone or in a group: what each would do, and to what."""
         printed = self.snakemake("--dry-run")
-        return set(re.findall(r"^Job \d+: (.+)$", printed.stdout + printed.stderr, re.MULTILINE))
+        return set(re.findall(r"^ *Job \d+: (.+)$", printed.stdout + printed.stderr, re.MULTILINE))
 
     def why(self) -> list[str]:
         """Return the lines that say what would run and why."""
