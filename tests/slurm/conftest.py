@@ -16,6 +16,7 @@ import pytest
 from project import Project, Run, copy_project, copy_with_results
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep these tests in one process, for they share a cluster; leave the long ones out unless they are asked for."""
     for item in items:

@@ -52,6 +52,7 @@ TINY = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep these tests in one process: the finished run that most of them start from is made once."""
     for item in items:
