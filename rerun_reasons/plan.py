@@ -100,13 +100,15 @@ def _jobs(workflow: Any) -> list[PlannedJob]:
 
 def _described(job: Any, reason: Any, persistence: Any) -> PlannedJob:
     entry = PlannedJob(job.rule.name, {name: str(value) for name, value in job.wildcards_dict.items()})
-    records = [record for file in job.output if (record := persistence.metadata(file)) is not None]
+    made = [(file, record) for file in job.output if (record := persistence.metadata(file)) is not None]
+    records = [record for _, record in made]
     entry.forced = bool(reason.forced)
     entry.unfinished = bool(reason.incomplete_output)
     entry.environment = bool(reason.software_stack_changed)
     entry.changed_files = sorted(map(str, set(reason.updated_input) - set(reason.updated_input_run)))
-    missing = any(not Path(str(file)).exists() for file in job.output)
-    entry.new, entry.gone = missing and not records, missing and bool(records)
+    entry.new = not made and any(not Path(str(file)).exists() for file in job.output)
+    # A file without a record was not there before: one more of a figure drawn for each method, say.
+    entry.gone = any(not Path(str(file)).exists() for file, _ in made)
     for record in records[:1]:
         if record.params is not None:
             entry.changes = parameter_changes(record.params, _named(job))

@@ -17,7 +17,10 @@ from project import Project, Run, copy_project, copy_with_results
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long tests out unless they are asked for."""
+    """Keep these tests in one process, for they share a cluster; leave the long ones out unless they are asked for."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("slurm"))
     if "slurm_faults" in config.option.markexpr:
         return
     long = [item for item in items if item.get_closest_marker("slurm_faults")]

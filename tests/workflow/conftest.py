@@ -52,6 +52,13 @@ TINY = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep these tests in one process: the finished run that most of them start from is made once."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("workflow"))
+
+
 @dataclass
 class Project:
     """A copy of the project, its own results and its own library."""
@@ -93,9 +100,9 @@ class Project:
         return {name: n for name, n in jobs.items() if name not in ("total", "all")}
 
     def planned(self) -> set[str]:
-        """Return the messages of the jobs that a dry run names: what each would do, and to what."""
+        """Return the messages of the jobs, alone or in groups, that a dry run names: what each would do to what."""
         printed = self.snakemake("--dry-run")
-        return set(re.findall(r"^Job \d+: (.+)$", printed.stdout + printed.stderr, re.MULTILINE))
+        return set(re.findall(r"^ *Job \d+: (.+)$", printed.stdout + printed.stderr, re.MULTILINE))
 
     def why(self) -> list[str]:
         """Return the lines that say what would run and why."""

@@ -114,7 +114,8 @@ def test_another_run_shares_the_caches(project):
     config = yaml.safe_load(project.config.read_text())
     config["run"] = "other"
     project.config.write_text(yaml.safe_dump(config))
-    expected = {"fit": 4, "predict": 4, "calibrate": 4, "metrics": 4, "surface_figure": 2, **AFTER_FITS}
+    fits = {"fit": 4, "predict": 4, "calibrate": 4, "metrics": 4}
+    expected = {**fits, "surface_figure": 2, "strata_figure": 1, "sources": 1, **AFTER_FITS}
     assert project.would_run() == expected
 
 
