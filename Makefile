@@ -53,7 +53,7 @@ slurm-table: setup ## write docs/slurm-resources.md: what every rule asks for
 	@$(bin)/python docs/slurm_resources.py
 
 test: setup ## run the test suite
-	@OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist loadgroup
+	@OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist loadfile
 
 test-slurm: setup ## what clusters do to jobs, done to a real Slurm (docs/slurm-tests.md)
 	@$(bin)/python -m pytest tests/slurm -m "slurm or slurm_faults"

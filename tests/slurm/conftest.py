@@ -16,12 +16,8 @@ import pytest
 from project import Project, Run, copy_project, copy_with_results
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep these tests in one process, for they share a cluster; leave the long ones out unless they are asked for."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("slurm"))
+    """Leave the long tests out unless they are asked for."""
     if "slurm_faults" in config.option.markexpr:
         return
     long = [item for item in items if item.get_closest_marker("slurm_faults")]

@@ -52,14 +52,6 @@ TINY = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep these tests in one process: the finished run that most of them start from is made once."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("workflow"))
-
-
 @dataclass
 class Project:
     """A copy of the project, its own results and its own library."""
