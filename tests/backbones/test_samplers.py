@@ -84,6 +84,17 @@ def test_alloy_relaxes_downhill_and_follows_its_seed():
     assert not np.array_equal(first.frames[0].positions, other.frames[0].positions)
 
 
+def test_cells_relax_to_the_same_energy_by_both_steps_and_stay_without():
+    (system, *_) = alloy_systems([("Cu", "Pd")], per_pair=1, seed=4)
+    exponential, linear, fixed = (
+        sample_alloy(system, 6, 1, fmax=1e-3, cell_steps=steps) for steps in ("exponential", "linear", "none")
+    )
+    assert linear.relaxed_energy_per_atom == pytest.approx(exponential.relaxed_energy_per_atom, abs=1e-4)
+    assert not np.array_equal(linear.frames[0].cell, linear.frames[-1].cell)
+    assert fixed.relaxed_energy_per_atom > linear.relaxed_energy_per_atom
+    assert all(np.array_equal(frame.cell, fixed.frames[0].cell) for frame in fixed.frames)
+
+
 def test_alloy_systems_of_a_pair_do_not_depend_on_the_others():
     assert len(binary_pairs()) == 21
     both = alloy_systems([("Cu", "Pd"), ("Ag", "Cu")], per_pair=3, seed=0)

@@ -9,7 +9,7 @@ Materials Project's trajectories, the energy falls along it to that of the relax
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from forceuq.data.generators.molecules import derived_seed
 from forceuq.errors import ConfigurationError, DataError
 
+CellSteps = Literal["exponential", "linear", "none"]
 METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au")
 # Supercells of the fcc primitive and conventional cells: (conventional?, repeats).
 _SHAPES = ((True, (1, 1, 1)), (False, (2, 2, 1)), (False, (2, 2, 2)), (True, (2, 1, 1)), (False, (3, 2, 1)))
@@ -143,6 +144,7 @@ def sample_alloy(
     strain: float = 0.06,
     steps: int = 300,
     fmax: float = 0.01,
+    cell_steps: CellSteps = "exponential",
 ) -> AlloyTrajectory:
     """Relax a strained, rattled alloy with EMT and return ``n_frames`` frames spread over the energy's fall.
 
@@ -154,12 +156,14 @@ def sample_alloy(
         strain: standard deviation of the six strain components; the volume's share of it is three times as likely.
         steps: largest number of relaxation steps.
         fmax: largest force (and stress measure) of the relaxed structure, eV/Å.
+        cell_steps: how the cell relaxes with the atoms: by steps in the logarithm of its deformation, or in the
+            deformation itself (the same minimum, less than half the time), or not at all.
 
     Raises:
         DataError: the relaxation gave a non-finite energy.
     """
     from ase.calculators.emt import EMT
-    from ase.filters import FrechetCellFilter
+    from ase.filters import FrechetCellFilter, UnitCellFilter
     from ase.optimize import FIRE
     from threadpoolctl import threadpool_limits
 
@@ -188,7 +192,12 @@ def sample_alloy(
         )
 
     with threadpool_limits(1):
-        optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)  # type: ignore[no-untyped-call]
+        filters: dict[str, Any] = {
+            "exponential": FrechetCellFilter,
+            "linear": UnitCellFilter,
+            "none": lambda atoms: atoms,
+        }
+        optimizer = FIRE(filters[cell_steps](atoms), logfile=None)
         optimizer.attach(record)
         optimizer.run(fmax=fmax, steps=steps)
     energies = np.array([frame.energy for frame in path])

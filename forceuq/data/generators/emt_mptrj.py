@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from forceuq.data.generators.alloys import AlloyFrame, AlloyTrajectory, alloy_systems, pair, sample_alloy
+from forceuq.data.generators.alloys import AlloyFrame, AlloyTrajectory, CellSteps, alloy_systems, pair, sample_alloy
 from forceuq.errors import ForceUQError
 from forceuq.files import whole_file
 
@@ -28,6 +28,9 @@ class Options(BaseModel):
     )  # fmt: skip
     materials_per_pair: int = Field(default=12, ge=1, description="Decorated cells of each binary system.")
     frames: int = Field(default=14, ge=2, description="Frames of each relaxation, at most.")
+    cell_steps: CellSteps = Field(
+        default="linear", description="How cells relax; with `none` they stay as strained, which is faster still."
+    )
     seed: int = Field(default=0, ge=0, description="Of decorations, strains and rattles.")
 
     @field_validator("pairs")
@@ -55,7 +58,7 @@ def generate(output: Path, options: Options) -> None:
         handle.write("{")
         for index, system in enumerate(tqdm(systems, desc="EMT", unit="alloy", mininterval=2)):
             material = f"emt-{system.name}"
-            trajectory = sample_alloy(system, options.frames, options.seed)
+            trajectory = sample_alloy(system, options.frames, options.seed, cell_steps=options.cell_steps)
             record = json.dumps(_material(material, trajectory), allow_nan=False)
             handle.write(f"{',' if index else ''}\n{json.dumps(material)}: {record}")
         handle.write("\n}\n")
