@@ -9,6 +9,8 @@ from pydantic import Discriminator, Field, Tag
 
 from forceuq.data.sources import load_source
 from forceuq.data.splits import PartRef, Task
+from forceuq.errors import ConfigurationError
+from forceuq.methods import refuse_start
 
 if TYPE_CHECKING:
     from forceuq.configuration.models import Configuration, DatasetConfig, MethodConfig
@@ -110,6 +112,8 @@ def check_methods(configuration: "Configuration") -> None:
             known(key, start, methods)
             if methods[start].combines is not None:
                 raise ValueError(f"{key}: '{start}' is a combination, not a fit")
+            if len(seen) == 1:
+                _check_start(key, method, methods[start])
             for dataset in trained:
                 _check_seeds(key, configuration, start, dataset, configuration.seeds_of(name, dataset))
             seen.append(start)
@@ -139,6 +143,13 @@ def nearest(value: object, choices: Iterable[str]) -> str:
     if close:
         return "did you mean " + " or ".join(f"'{name}'" for name in close) + "?"
     return "valid: " + ", ".join(f"'{name}'" for name in sorted(names))
+
+
+def _check_start(key: str, method: "MethodConfig", start: "MethodConfig") -> None:
+    try:
+        refuse_start(method.kind, method.options, start.kind, start.options)
+    except ConfigurationError as error:
+        raise ValueError(f"{key}: {error}; or drop starts_from") from None
 
 
 def _check_datasets(key: str, method: "MethodConfig", trained: list[str]) -> None:

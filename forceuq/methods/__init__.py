@@ -7,12 +7,13 @@ and ``load``; heavy imports are inside functions, so that a configuration is che
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from forceuq.errors import ConfigurationError
+from forceuq.methods._saved import difference
 from forceuq.predictions import PredictionBlock
 
 
@@ -85,7 +86,8 @@ class MethodModule(Protocol):
     A kind that works on structures rather than on cached features says ``NEEDS_STRUCTURES = True``. One whose fit
     can be made from statistics of shards offers ``head_before_fit(options, head, starts_from)``, the file of the
     head whose features they are of (None where that comes of the fit itself), and ``summarise_shard(features,
-    head, output)``, which writes them; see ``forceuq.methods.bll``.
+    head, output)``, which writes them; see ``forceuq.methods.bll``. One that can start from another fit says
+    ``REUSES = {kind: names}``: of which kinds, and which of its options must then be those of that fit.
     """
 
     Options: type[Any]
@@ -124,6 +126,29 @@ def head_before_fit(kind: str, options: Any, head: Path, starts_from: Path | Non
     given = getattr(load_method(kind), "head_before_fit", None)
     path: Path | None = None if given is None else given(options, head, starts_from)
     return path
+
+
+def refuse_start(kind: str, options: Any, start_kind: str, start_options: Any) -> None:
+    """Make sure that a fit can start from another one, before either is made.
+
+    Args:
+        kind: of the fit's method.
+        options: its ``Options``.
+        start_kind: of the method whose fit it starts from.
+        start_options: that one's ``Options``.
+
+    Raises:
+        ConfigurationError: it can start from none, or from none of this kind, or their training differs.
+    """
+    reusable: Mapping[str, Collection[str]] = getattr(load_method(kind), "REUSES", {})
+    if start_kind not in reusable:
+        of = " or ".join(repr(name) for name in sorted(reusable))
+        raise ConfigurationError(
+            f"a fit of kind {kind!r} starts from {f'one of kind {of}, not {start_kind!r}' if reusable else 'no other'}"
+        )
+    unlike = difference(start_options, options, reusable[start_kind])
+    if unlike is not None:
+        raise ConfigurationError(f"what would be reused is trained with {unlike}: set them alike")
 
 
 def combines_members(kind: str) -> bool:

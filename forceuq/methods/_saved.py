@@ -72,10 +72,18 @@ def refuse_other_settings(directory: Path, found: BaseModel, wanted: BaseModel, 
     Raises:
         ConfigurationError: some differ, naming them.
     """
-    differing = [name for name in names if getattr(found, name) != getattr(wanted, name)]
-    if differing:
-        theirs, ours = (json.dumps({name: getattr(each, name) for name in differing}) for each in (found, wanted))
+    unlike = difference(found, wanted, names)
+    if unlike is not None:
         raise ConfigurationError(
-            f"starts_from: what would be reused of {directory} was trained with {theirs}, this fit has {ours}: set"
-            " them alike, or drop starts_from"
+            f"starts_from: what would be reused of {directory} was trained with {unlike}: set them alike, or drop"
+            " starts_from"
         )
+
+
+def difference(found: BaseModel, wanted: BaseModel, names: Collection[str]) -> str | None:
+    """Return a phrase with the settings among ``names`` that two fits have unlike; None where all are equal."""
+    differing = sorted(name for name in names if getattr(found, name) != getattr(wanted, name))
+    if not differing:
+        return None
+    theirs, ours = (json.dumps({name: getattr(each, name) for name in differing}) for each in (found, wanted))
+    return f"{theirs}, this fit has {ours}"

@@ -72,6 +72,10 @@ class Options(BaseModel):
         return self
 
 
+# All others shape the projection.
+REUSES = {"bll": frozenset(Options.model_fields) - {"hyperparameters", "homoscedastic", "device"}}
+
+
 @dataclass(frozen=True)
 class _Learned:
     """Hyperparameters learned with the projection: lambda (D,) and Sigma_e (K, K)."""
@@ -285,10 +289,7 @@ def _load_learned(directory: Path) -> _Learned | None:
 def _reuse(directory: Path, options: Options) -> "tuple[ForceHead, _Learned | None]":
     from forceuq.backbones.head import ForceHead
 
-    other = _read_options(directory)
-    # All others shape the projection.
-    names = set(Options.model_fields) - {"hyperparameters", "homoscedastic", "device"}
-    refuse_other_settings(directory, other, options, sorted(names))
+    refuse_other_settings(directory, _read_options(directory), options, REUSES["bll"])
     return ForceHead.load(directory / _PROJECTION), _load_learned(directory)
 
 

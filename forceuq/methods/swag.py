@@ -48,6 +48,9 @@ class Options(mse_head.Options):
         return self
 
 
+REUSES = {"mse_head": frozenset(mse_head.Options.model_fields) - {"device"}}
+
+
 @dataclass(frozen=True)
 class FittedSwag:
     """A Gaussian over force heads with a constant covariance of what they leave.
@@ -188,7 +191,7 @@ def fit(
 
 def _reuse(directory: Path, options: Options, seed: int) -> mse_head.FittedHead:
     found = mse_head.load(directory)
-    refuse_other_settings(directory, found.options, options, sorted(set(mse_head.Options.model_fields) - {"device"}))
+    refuse_other_settings(directory, found.options, options, REUSES["mse_head"])
     if found.seed != seed:
         raise ConfigurationError(
             f"starts_from: {directory} was trained with seed {found.seed}, this fit has seed {seed}: they must be alike"

@@ -43,6 +43,17 @@ def test_shipped_configurations_are_valid(name):
         ("methods.bll-mse.options.learning_rate", -1, r"methods\.bll-mse\.options\.learning_rate: .*-1"),
         ("methods.bll-mse.starts_from", "bll-nlm", r"starts_from: there is no 'bll-nlm'; did you mean 'bll-nlml'"),
         ("methods.bll-nlml.starts_from", "bll-nlml-evidence", r"is a circle"),
+        (
+            "methods.bll-nlml.options.max_epochs",
+            7,
+            r"evidence\.starts_from: .*\"max_epochs\": 7.*; or drop starts_from",
+        ),
+        ("methods.swag.starts_from", "bll-mse", r"methods\.swag\.starts_from: .* one of kind 'mse_head', not 'bll'"),
+        (
+            "methods.lora.starts_from",
+            "bll-mse",
+            r"methods\.lora\.starts_from: a fit of kind 'lora' starts from no other",
+        ),
         ("calibrations", ["decoupld"], r"calibrations\[0\]: 'decoupld' .*'decoupled'"),
         ("seeds", [1, 1], r"seeds: .*twice"),
         ("figures.surface.methods", ["swog"], r"figures\.surface\.methods: there is no 'swog'"),
