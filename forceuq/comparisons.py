@@ -140,37 +140,54 @@ def _read(path: Path, calibrations: Sequence[tuple[float, float]]) -> _Split:
     nll: list[list[Floats]] = [[] for _ in calibrations]
     trace: list[list[Floats]] = [[] for _ in calibrations]
     levels: list[list[NDArray[np.int64]]] = [[] for _ in calibrations]
+    level_keys: list[NDArray[np.int64]] = []
     first = 0
     for block in read_predictions(path):
         white = whiten(block, first, str(path))
         residual = block.target - block.mean
-        structure.append(np.stack([block.part.astype(np.int64), block.structure], axis=1))
+        of_atom = np.stack([block.part.astype(np.int64), block.structure], axis=1)
+        starts = _starts(of_atom)
+        group = _group(starts, len(of_atom))
+        structure.append(of_atom)
+        level_keys.append(of_atom[starts])
         absolute.append(np.abs(residual).sum(axis=1))
         error.append(np.sqrt(np.square(residual).sum(axis=1)))
         for i, (a, b) in enumerate(calibrations):
             variance = a * block.floor[:, :3] + b * np.maximum(block.spread[:, :3], 0.0)
             nll[i].append(white.scores(a, b)[0])
             trace[i].append(variance.sum(axis=1))
-            levels[i].append(level_counts(residual, variance))
+            levels[i].append(level_counts(residual, variance, group, len(starts)))
         first += len(block)
     if not structure:
         raise DataError("there are no atoms to compare on", file=path)
     of_atom = np.concatenate(structure)
-    starts = np.flatnonzero(np.concatenate([[True], (of_atom[1:] != of_atom[:-1]).any(axis=1)]))
-    index = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(of_atom))))
-
-    def by_structure(values: Sequence[NDArray[np.generic]]) -> Floats:
-        return np.add.reduceat(np.concatenate(values), starts, axis=0).astype(np.float64)
+    starts = _starts(of_atom)
+    # A structure whose atoms lie in two blocks has counts from both.
+    level_starts = _starts(np.concatenate(level_keys))
 
     return _Split(
         keys=of_atom[starts],
-        index=index,
-        absolute=by_structure(absolute),
+        index=_group(starts, len(of_atom)),
+        absolute=_sums(absolute, starts),
         error=np.concatenate(error),
-        nll=[by_structure(values) for values in nll],
-        counts=[by_structure(values) for values in levels],
+        nll=[_sums(values, starts) for values in nll],
+        counts=[_sums(values, level_starts) for values in levels],
         trace=[np.concatenate(values) for values in trace],
     )
+
+
+def _starts(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where rows (N, 2) differ from the one before them, the first included."""
+    return np.flatnonzero(np.concatenate([[True], (keys[1:] != keys[:-1]).any(axis=1)]))
+
+
+def _group(starts: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Return the group of each of ``n`` rows, given where groups start."""
+    return np.repeat(np.arange(len(starts)), np.diff(np.append(starts, n)))
+
+
+def _sums(parts: Sequence[NDArray[np.generic]], starts: NDArray[np.int64]) -> Floats:
+    return np.add.reduceat(np.concatenate(parts), starts, axis=0).astype(np.float64)
 
 
 def _sample(data: _Split, draws: int, seed: Sequence[int]) -> list[dict[str, Floats]]:

@@ -55,6 +55,10 @@ METRICS = (
     "ause",
 )
 _QUANTILES = norm.ppf((1.0 + LEVELS) / 2.0)
+# Of each cell [c, c + 1) / _CELLS_PER_UNIT the first quantile not below its start; the nearest two lie 1/80 apart.
+_CELLS_PER_UNIT = 128
+_FIRST = np.searchsorted(_QUANTILES, np.arange(math.ceil(_QUANTILES[-1] * _CELLS_PER_UNIT) + 1) / _CELLS_PER_UNIT)
+_BOUNDS = np.append(_QUANTILES, np.inf)
 
 Value = tuple[float | None, str | None]
 
@@ -140,19 +144,33 @@ def evaluate(
     )
 
 
-def _level_index(squares: NDArray[np.float64], variance: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return for each component the first of ``LEVELS`` whose central interval holds it (99: none)."""
-    return np.searchsorted(_QUANTILES, np.sqrt(squares / variance))
+def _level_index(squares: NDArray[np.float64], variance: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return for each component the first of ``LEVELS`` whose central interval holds it (99: none).
+
+    A table of equal cells, none with two quantiles in it, leaves one exact comparison: faster than a search.
+    """
+    z = np.sqrt(squares / variance)
+    # A cell's width is a power of two, so that the cell is exact; fmin puts what is infinite into the last.
+    first = _FIRST[np.fmin(z * _CELLS_PER_UNIT, len(_FIRST) - 1).astype(np.int64)]
+    return first + (z > _BOUNDS[first])
 
 
-def level_counts(residual: NDArray[np.float64], variance: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return (n, 100), how many of each atom's components (n, 3) fall to each index of ``_level_index``.
+def level_counts(
+    residual: NDArray[np.float64], variance: NDArray[np.float64], group: NDArray[np.int64], n_groups: int
+) -> NDArray[np.int64]:
+    """Return (n_groups, 100), how many components of a group's atoms fall to each index of ``_level_index``.
 
     Coverage at ``LEVELS`` is the cumulative sum of all but the last, over the number of components.
+
+    Args:
+        residual: (n, 3), eV/Å.
+        variance: (n, 3), (eV/Å)².
+        group: (n,) of each atom, from 0.
+        n_groups: how many there are.
     """
-    index = _level_index(residual**2, variance) + (len(LEVELS) + 1) * np.arange(len(residual))[:, None]
-    counts = np.bincount(index.ravel(), minlength=len(residual) * (len(LEVELS) + 1))
-    return counts.reshape(len(residual), -1)
+    width = len(LEVELS) + 1
+    index = _level_index(residual**2, variance) + width * group[:, None]
+    return np.bincount(index.ravel(), minlength=n_groups * width).reshape(n_groups, width)
 
 
 def _finish(

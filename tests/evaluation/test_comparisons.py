@@ -59,6 +59,22 @@ def test_a_draw_is_the_metrics_of_the_structures_drawn(tmp_path, fit, block, mon
             assert sampled[metric][draw] == pytest.approx(expected.values[metric][0], rel=1e-12), metric
 
 
+def test_a_structure_whose_atoms_lie_in_two_blocks_is_one(fit, block, monkeypatch):
+    one = fit("one", block(70))
+    whole = comparisons._read(one.predictions / "id.parquet", [(1.0, 1.0)])
+    (read,) = comparisons.read_predictions(one.predictions / "id.parquet")
+    cut = [
+        replace(read, **{name: value[part] for name, value in vars(read).items()})
+        for part in (slice(24), slice(24, None))
+    ]
+    assert cut[0].structure[-1] == cut[1].structure[0]
+    monkeypatch.setattr(comparisons, "read_predictions", lambda _: iter(cut))
+    again = comparisons._read(one.predictions / "id.parquet", [(1.0, 1.0)])
+    for name in ("keys", "index", "absolute", "counts"):
+        assert np.array_equal(getattr(whole, name), getattr(again, name)), name
+    assert whole.counts[0].shape == (10, 100)
+
+
 def test_what_is_worse_on_every_structure_is_told_apart_and_what_is_equal_is_not(tmp_path, fit, block):
     data = block(700)
     residual = data.target - data.mean

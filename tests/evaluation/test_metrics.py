@@ -11,7 +11,7 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error
 from forceuq.calibration import fit_calibrations
 from forceuq.errors import DataError
 from forceuq.metric_tables import merge_curves, merge_metrics, read_frame
-from forceuq.metrics import FRACTIONS, LEVELS, METRICS, evaluate, evaluate_predictions, write_unavailable
+from forceuq.metrics import FRACTIONS, LEVELS, METRICS, evaluate, evaluate_predictions, level_counts, write_unavailable
 from forceuq.predictions import pack_symmetric, unpack_symmetric, write_predictions
 
 
@@ -52,6 +52,24 @@ def brute_force(x, a, b):
         "coverage_95": coverage[94],
         "ause": ause,
     }
+
+
+def test_a_level_is_exactly_the_first_whose_interval_holds_the_residual():
+    quantiles = norm.ppf((1 + LEVELS) / 2)
+    random = np.abs(np.random.default_rng(0).normal(size=100_000)) * 1.5
+    near = [np.nextafter(quantiles, 0), quantiles, np.nextafter(quantiles, 9), [0.0, 1e-300, 1e9, np.inf]]
+    # One component an atom; the others lie inside every interval.
+    z = np.concatenate([random, *near])
+    variance = np.random.default_rng(1).gamma(2.0, size=(len(z), 3))
+    residual = np.stack([np.sqrt(variance[:, 0]) * z, *np.zeros((2, len(z)))], axis=1)
+    with np.errstate(over="ignore"):
+        seen = np.sqrt(residual[:, 0] ** 2 / variance[:, 0])
+        counts = level_counts(residual, variance, np.arange(len(z)), len(z))
+        assert np.array_equal(level_counts(residual, variance, np.arange(len(z)) // 7, len(z)).sum(0), counts.sum(0))
+    expected = np.searchsorted(quantiles, seen)
+    assert np.all(counts.sum(axis=1) == 3)
+    counts[:, 0] -= 2
+    assert np.array_equal(counts.argmax(axis=1), expected)
 
 
 @pytest.mark.parametrize("kind", ["bll", "ensemble"])

@@ -136,6 +136,11 @@ class Project:
         command = ["snakemake", "--profile", "slurm", *arguments, *self._config(*config)]
         return Run(command, self.folder, self.environment(cluster))
 
+    def together(self, cluster: Cluster, *arguments: str, config: tuple[str, ...] = ()) -> Run:
+        """Start what ``make run PROFILE=slurm`` does: several runs may go on at once."""
+        command = [sys.executable, "workflow_scripts/run_together.py", "--profile", "slurm", *arguments]
+        return Run([*command, *self._config(*config)], self.folder, self.environment(cluster))
+
     @staticmethod
     def _config(*more: str) -> list[str]:
         return ["--configfile", "config/demo.yaml", "small.yaml", *more]

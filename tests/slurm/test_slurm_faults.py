@@ -11,7 +11,7 @@ from datetime import datetime
 
 import pytest
 from cluster import wait_until
-from project import METRICS
+from project import METRICS, PATIENCE
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slurm_faults]
 
@@ -186,6 +186,24 @@ def test_login_session_killed(cluster, project):
     ended, begun = (datetime.fromisoformat(t) for t in (first.fields["EndTime"], second.fields["StartTime"]))
     assert ended <= begun
     assert project.metrics() == project.wanted
+
+
+def test_two_configurations_at_once_share_their_caches(cluster, project):
+    project.forget_fits()
+    features = next((project.folder / "results/cache/features").glob("*/*/far"))
+    shutil.rmtree(features)
+    (project.folder / "other.yaml").write_text("run: other\n")
+    project.hold("backbone")
+    first = project.together(cluster)
+    project.wait_for(first, "backbone")
+    second = project.together(cluster, config=("other.yaml",))
+    wait_until(lambda: "Another run is making caches" in second.text(), PATIENCE, "the second run did not wait")
+    project.release("backbone")
+    for run in (first, second):
+        run.succeed()
+    assert len(project.journal("backbone", "begin")) == 1, "both runs made the same cache"
+    assert len(project.jobs(cluster, "fit")) == 2
+    assert project.metrics() == project.metrics("other") == project.wanted
 
 
 @pytest.fixture
