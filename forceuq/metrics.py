@@ -152,7 +152,8 @@ def _level_index(squares: NDArray[np.float64], variance: NDArray[np.float64]) ->
     z = np.sqrt(squares / variance)
     # A cell's width is a power of two, so that the cell is exact; fmin puts what is infinite into the last.
     first = _FIRST[np.fmin(z * _CELLS_PER_UNIT, len(_FIRST) - 1).astype(np.int64)]
-    return first + (z > _BOUNDS[first])
+    index: NDArray[np.int64] = first + (z > _BOUNDS[first])
+    return index
 
 
 def level_counts(

@@ -10,8 +10,9 @@ trained together. Patience 10 and ten passes are the benchmark paper's. Every ot
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from forceuq.finetuning.options import TrainingOptions
 from forceuq.methods import BackboneSource, TrainingData
 from forceuq.methods._saved import read_saved
 
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
 NEEDS_STRUCTURES = True
 
 
-class Options(BaseModel):
+class Options(TrainingOptions):
     """Settings of a BLIP; "our choice" marks what the sources that we could read do not fix."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     prior_probability: float = Field(
         default=0.2,
@@ -100,18 +99,6 @@ class Options(BaseModel):
         description="Epochs without a lower validation loss before training stops (the paper's).",
     )
     max_epochs: int = Field(default=1000, ge=1, description="Epochs of training, at most; our choice.")
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where it is trained and predicts.")
-    devices: int = Field(
-        default=1,
-        ge=1,
-        description="Processes of one node that share each batch in training, each with a GPU of its own on cuda; the"
-        " fit is the same but for the order of sums.",
-    )
-    precision: Literal[32, "bf16-mixed"] = Field(
-        default=32,
-        description="Of the matrix products in training: float32, or bfloat16 where autocast thinks it safe;"
-        " validation and prediction are in float32.",
-    )
 
 
 def _design(options: Options) -> "tuple[Design, Rates]":

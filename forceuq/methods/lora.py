@@ -1,10 +1,11 @@
 """One member of a LoRA ensemble: low-rank adapters in the message-passing MLPs, and a variance head."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from forceuq.finetuning.options import MemberOptions
 from forceuq.methods import BackboneSource, TrainingData
 from forceuq.methods._saved import read_saved
 
@@ -14,35 +15,12 @@ if TYPE_CHECKING:
 NEEDS_STRUCTURES = True
 
 
-class Options(BaseModel):
+class Options(MemberOptions):
     """Settings of a LoRA member; the defaults are the paper's (Appendix B)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rank: int = Field(default=8, ge=1, description="Rank of the adapters.")
     alpha: float = Field(default=16.0, gt=0.0, description="The adapters' change is scaled by alpha / rank.")
     learning_rate: float = Field(default=1e-3, gt=0.0, description="Adam's learning rate of the adapters.")
-    head_learning_rate: float = Field(default=5e-4, gt=0.0, description="That of force head and variance head.")
-    variance_start: Literal["zero", "zero-last"] = Field(
-        default="zero",
-        description="Variance head: all weights zero (the paper's; the variance is then the same for all atoms,"
-        " since no gradient reaches any weight but the last bias), or only the last layer's.",
-    )
-    batch_structures: int = Field(default=64, ge=1, description="Structures in a batch, at most.")
-    patience: int = Field(default=10, ge=1, description="Epochs without a lower validation loss before training stops.")
-    max_epochs: int = Field(default=1000, ge=1, description="Epochs of training, at most.")
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where it is trained and predicts.")
-    devices: int = Field(
-        default=1,
-        ge=1,
-        description="Processes of one node that share each batch in training, each with a GPU of its own on cuda; the"
-        " fit is the same but for the order of sums.",
-    )
-    precision: Literal[32, "bf16-mixed"] = Field(
-        default=32,
-        description="Of the matrix products in training: float32, or bfloat16 where autocast thinks it safe;"
-        " validation and prediction are in float32.",
-    )
 
 
 def _recipe(options: Options) -> "Recipe":
