@@ -22,6 +22,8 @@ from forceuq.features.shards import atom_counts, check_shard, passes, row_group_
 from forceuq.files import file_digest
 
 _LOGGER = logging.getLogger(__name__)
+# Atoms of a shard from which helpers win back the seconds that they take to start.
+_WORKERS_PAY = 10_000
 
 
 def extract_features(
@@ -62,7 +64,7 @@ def extract_features(
         max_atoms_per_batch: atoms in a forward pass, at most (a larger structure goes alone).
         max_edges_per_batch: edges in a forward pass, at most (likewise).
         atoms_per_file: atoms in a Parquet file, at most.
-        workers: processes that build graphs beside the model; 0: none, this one does it.
+        workers: processes that build graphs beside the model; 0: none, this one does it, as it does for few atoms.
         device: cpu, cuda, or auto.
 
     Raises:
@@ -105,7 +107,7 @@ def extract_features(
         FeatureWriter(output, metadata, atoms_per_file, row_group) as writer,
         tqdm(total=len(rows), desc=part, unit="structure", mininterval=2) as progress,
         torch.inference_mode(),
-        graph_builder(kind, settings, max_edges_per_batch, workers) as builder,
+        graph_builder(kind, settings, max_edges_per_batch, workers if atoms.sum() >= _WORKERS_PAY else 0) as builder,
     ):
         began = time.perf_counter()
         work = _batches(structures, rows, passes(atoms, row_group, max_atoms_per_batch), done)

@@ -1,4 +1,7 @@
-"""The processes of one node that train together, through Lightning Fabric. Imports torch and lightning_fabric."""
+"""The processes of one node that train together, through Lightning Fabric. Imports torch.
+
+Fabric is imported where training begins: it takes seconds, and predictions do without it.
+"""
 
 import contextlib
 import os
@@ -10,9 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,6 +24,8 @@ Precision = Literal[32, "bf16-mixed"]
 
 def launched() -> bool:
     """Return whether torchrun, or what it is made of, started this process."""
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
     return bool(TorchElasticEnvironment.detect())
 
 
@@ -39,6 +41,10 @@ class Processes:
     """
 
     def __init__(self, device: str, precision: Precision = 32) -> None:
+        from lightning_fabric import Fabric
+        from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+        from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
         shared = launched()
         self.count = int(os.environ["WORLD_SIZE"]) if shared else 1
         # The environment is named, not guessed: in a Slurm job Fabric would take srun's for its own.

@@ -13,7 +13,7 @@ from forceuq.backbones.head import ForceHead
 from forceuq.data.splits import write_splits
 from forceuq.data.structures import Structure, StructureWriter, structure
 from forceuq.errors import ConfigurationError, DataError
-from forceuq.features import shards
+from forceuq.features import extract, shards
 from forceuq.features.cache import FeatureBlock, FeatureReader
 from forceuq.features.extract import export_head, extract_features
 from forceuq.features.graphs import batches
@@ -95,7 +95,8 @@ def test_rows_are_those_of_the_part_with_their_labels_and_features(case, cache):
     assert seen == list(range(1, 30, 2))
 
 
-def test_bytes_do_not_depend_on_the_workers(case, cache, tmp_path):
+def test_bytes_do_not_depend_on_the_workers(case, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, "_WORKERS_PAY", 0)
     extracted(case, tmp_path / "odd", workers=2, max_atoms_per_batch=20)
     names = sorted(path.name for path in cache.iterdir())
     assert names == sorted(path.name for path in (tmp_path / "odd").iterdir())
@@ -199,6 +200,7 @@ def test_a_part_that_is_not_there_is_an_error(case, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_structure_that_has_no_graph_is_named(case, tmp_path, workers, monkeypatch):
+    monkeypatch.setattr(extract, "_WORKERS_PAY", 0)
     with StructureWriter(tmp_path / "bad.parquet") as writer:
         # Oganesson: in the periodic table, but not in Orb's embedding.
         writer.add(structure("heavy", "group", numbers=[118], positions=np.zeros((1, 3)), forces=np.zeros((1, 3))))
