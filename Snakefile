@@ -53,6 +53,7 @@ include: "rules/tables.smk"
 include: "rules/figure_inputs.smk"
 include: "rules/figures.smk"
 include: "rules/audit.smk"
+include: "rules/failures.smk"
 
 
 localrules:
