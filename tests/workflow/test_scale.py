@@ -36,7 +36,7 @@ def test_a_damaged_shard_is_named_and_the_rest_of_the_run_is_whole(project: Proj
     assert done.returncode != 0
     # At the end it stands once more, with what the job was to do.
     _, end = (done.stdout + done.stderr).split("or were grouped with one that did:")
-    assert "  Fitting bll-mse, alloys, mptrj, seed 0\n" in end
+    assert "  Fitting bll-mse to alloys, mptrj, seed 0\n" in end
     assert str(file.relative_to(project.folder)) in end
     found = {file.relative_to(run): file.read_bytes() for file in (run / "metrics").rglob("*.parquet")}
     assert {path.parts[2].split("-")[0] for path in found} == {"molecules"}
