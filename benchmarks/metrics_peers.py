@@ -1,4 +1,4 @@
-"""The metrics of a split beside uncertainty-toolbox on the same numbers: agreement, time, memory; one run.
+"""Predictive covariances, and a split's metrics beside uncertainty-toolbox on the same numbers; one run.
 
     pip install --no-deps --target FOLDER --requirement benchmarks/requirements.txt
     PYTHONPATH=FOLDER:. python benchmarks/metrics_peers.py [atoms]
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 COMPARED = ("mae", "rmse", "sharpness", "nll", "ece")
 BLOCK = 65_536
+WIDTH = 256
+ROUNDS = 5
 Arrays = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -91,6 +93,30 @@ def ours_calibration(atoms: int) -> dict[str, float]:
     return {"ece": float(np.abs(coverage - LEVELS).mean()), "seconds": seconds, "bytes": peak() - before}
 
 
+def covariances(atoms: int) -> dict[str, float]:
+    """Return the time of a BLL's predictive means and covariances, and what dgemm takes for one product as large."""
+    from forceuq.bll.posterior import Posterior
+    from forceuq.bll.statistics import accumulate
+
+    random = np.random.default_rng(0)
+    features = random.normal(size=(BLOCK, WIDTH))
+    posterior = Posterior.from_statistics(
+        accumulate([(features, random.normal(size=(BLOCK, 3)))], WIDTH), np.ones(WIDTH), np.eye(3)
+    )
+    found = {"seconds": np.inf, "dgemm": np.inf, "bytes": 0.0}
+    for _ in range(ROUNDS):
+        before, began = peak(), time.process_time()
+        posterior.predict(features)
+        spread = posterior.variance_factor(features)
+        np.multiply.outer(spread, np.ones(6))
+        found["seconds"] = min(found["seconds"], time.process_time() - began)
+        found["bytes"] = max(found["bytes"], peak() - before)
+        began = time.process_time()
+        features @ posterior.factor
+        found["dgemm"] = min(found["dgemm"], time.process_time() - began)
+    return {name: value if name == "bytes" else value * atoms / BLOCK for name, value in found.items()}
+
+
 def toolbox(atoms: int) -> dict[str, float]:
     import uncertainty_toolbox as uct
 
@@ -128,7 +154,10 @@ def measured(what: str, atoms: int) -> dict[str, float]:
 
 def report(atoms: int) -> None:
     peer, calibration, everything = (measured(what, atoms) for what in ("toolbox", "calibration", "everything"))
+    predicted = measured("covariances", atoms)
     print(f"{atoms} atoms, {3 * atoms} values, one thread each")
+    print(f"means and covariances of a BLL with {WIDTH} features: {atoms / predicted['seconds']:.3g} atoms/s,", end=" ")
+    print(f"{predicted['seconds'] / predicted['dgemm']:.1f} times dgemm of the same shape (a solve is half of that)")
     print(f"{'':44} {'s':>7} {'values/s':>10} {'MB on top':>17}")
     rows = (
         ("uncertainty-toolbox, calibration error", peer),
@@ -147,7 +176,7 @@ def report(atoms: int) -> None:
 
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 333_334
-    sides = {"toolbox": toolbox, "calibration": ours_calibration, "everything": ours}
+    sides = {"toolbox": toolbox, "calibration": ours_calibration, "everything": ours, "covariances": covariances}
     if len(sys.argv) > 2:
         print(json.dumps(sides[sys.argv[2]](count)))
     else:
