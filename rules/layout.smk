@@ -67,14 +67,23 @@ def task_of(wildcards):
 
 def feature_folders(references):
     """The cached features of some parts: the folders of each part's shards, in order."""
-    shards_of = CONFIG.features.shards_of
+    return [
+        folder
+        for reference in references
+        for folder in shard_folders(reference.dataset, reference.part)
+    ]
+
+
+@cache
+def shard_folders(dataset, part):
+    """The folders of one part's shards. Kept: a large workflow asks for the same ones hundreds of times."""
+    shards = CONFIG.features.shards_of(dataset, part)
     return [
         FEATURES
-        / DATASET_FOLDER[reference.dataset]
-        / reference.part
-        / SHARD.format(shard=shard, shards=shards_of(reference.dataset, reference.part))
-        for reference in references
-        for shard in range(shards_of(reference.dataset, reference.part))
+        / DATASET_FOLDER[dataset]
+        / part
+        / SHARD.format(shard=shard, shards=shards)
+        for shard in range(shards)
     ]
 
 

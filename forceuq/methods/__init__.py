@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -156,8 +157,9 @@ def combines_members(kind: str) -> bool:
     return hasattr(load_method(kind), "combine")
 
 
+@cache
 def kinds() -> tuple[str, ...]:
-    """Return the kinds of method there are, sorted."""
+    """Return the kinds of method there are, sorted; looked up once, for a large workflow asks thousands of times."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"))
 
 
