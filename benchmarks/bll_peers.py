@@ -38,7 +38,7 @@ WIDTH, TARGETS = 256, 3
 SMALLEST = 1e-5  # of the features' standard deviations along their principal axes, the largest being 1
 DEVIATION = np.array([0.04, 0.05, 0.06])
 CORRELATION = np.array([[1.0, 0.3, 0.2], [0.3, 1.0, 0.25], [0.2, 0.25, 1.0]])
-BLOCK = 4096
+BLOCK = 8192
 HELD_OUT = 10_000
 ADAM_STEPS = 100
 MEMORY = 9 * 2**30
@@ -56,12 +56,14 @@ class Atoms:
         self.n = (folder / "targets").stat().st_size // (8 * TARGETS)
 
     def blocks(self) -> Iterator[tuple[NDArray[np.float32], Floats]]:
-        """Yield features (n, D) and targets (n, K)."""
-        with (self.folder / "features").open("rb") as features, (self.folder / "targets").open("rb") as targets:
+        """Yield features (n, D) and targets (n, K), which the next ones overwrite."""
+        phi, y = np.empty((BLOCK, WIDTH), np.float32), np.empty((BLOCK, TARGETS))
+        with (self.folder / "features").open("rb", 0) as features, (self.folder / "targets").open("rb", 0) as targets:
             for start in range(0, self.n, BLOCK):
                 n = min(BLOCK, self.n - start)
-                phi = np.fromfile(features, np.float32, n * WIDTH).reshape(n, WIDTH)
-                yield phi, np.fromfile(targets, np.float64, n * TARGETS).reshape(n, TARGETS)
+                features.readinto(phi[:n].data)
+                targets.readinto(y[:n].data)
+                yield phi[:n], y[:n]
 
     def whole(self) -> tuple[Floats, Floats]:
         """Return features and targets of all atoms, as scikit-learn computes with them."""
@@ -170,7 +172,7 @@ def _laplace(atoms: Atoms, structure: str) -> tuple[Predict, dict[str, float]]:
     from laplace import Laplace
     from laplace.curvature import BackPackGGN
 
-    batch = 1024 if structure == "full" else BLOCK  # the fastest of 256, 512, 1024 and 4096
+    batch = 1024 if structure == "full" else 4096  # the fastest of 256, 512, 1024 and 4096
 
     class Loader:
         dataset = range(atoms.n)
