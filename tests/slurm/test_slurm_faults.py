@@ -5,10 +5,10 @@ Every test starts from a finished project and takes away what a run must do agai
 
 import os
 import shutil
-import signal
 import subprocess
 from datetime import datetime
 
+import psutil
 import pytest
 from cluster import wait_until
 from project import METRICS, PATIENCE
@@ -238,14 +238,17 @@ def test_full_disk(cluster, project, small_disk):
     assert project.metrics() == project.wanted
 
 
-def test_killed_job_step(cluster, project):
-    """A job that something kills on its node (here its whole step) is sent again."""
+def test_killed_processes_of_a_job(cluster, project):
+    """A job whose processes something kills on its node is sent again."""
     project.forget_fits()
     project.hold("fit")
     run = project.start(cluster, METRICS)
     job = project.wait_for(run, "fit").job
-    cluster.run("scancel", f"--signal={signal.SIGKILL.name[3:]}", "--full", job)
+    for process in psutil.process_iter(["environ"]):
+        if (process.info["environ"] or {}).get("SLURM_JOB_ID") == job:
+            process.kill()
     project.wait_for(run, "fit", count=2)
     project.release("fit")
     run.succeed()
+    assert states(project.jobs(cluster, "fit")) == ["FAILED", "COMPLETED"]
     assert project.metrics() == project.wanted
