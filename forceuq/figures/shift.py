@@ -9,7 +9,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from forceuq.errors import DataError
-from forceuq.figures.style import PAGE_WIDTH, RC, legend_columns, look, new_figure, nll_axis, save, split_ticks
+from forceuq.figures.style import (
+    PAGE_WIDTH,
+    RC,
+    error_axis,
+    legend_columns,
+    look,
+    new_figure,
+    nll_axis,
+    save,
+    split_ticks,
+)
 from forceuq.metric_tables import read_frame
 from forceuq.tables import SplitLabels, aggregate
 
@@ -99,5 +109,7 @@ def _panel(axes: Axes, data: pd.DataFrame, metric: str, methods: Mapping[str, st
         axes.fill_between(x, mean - std, mean + std, where=band.tolist(), color=style["color"], alpha=0.15, linewidth=0)
     axes.set_xlim(-0.3, len(labels) - 0.7)
     split_ticks(axes, labels, characters=20)
-    if metric in ("mae", "ece"):
+    if metric == "mae":
+        error_axis(axes, data["mean"].to_numpy(), _PANELS["mae"])
+    elif metric == "ece":
         axes.set_ylim(bottom=0.0)

@@ -102,6 +102,26 @@ def nll_axis(axes: Axes, values: np.ndarray[Any, Any]) -> bool:
     return wide
 
 
+def error_axis(axes: Axes, values: np.ndarray[Any, Any], label: str) -> bool:
+    """Scale an axis of errors: linear from zero, or logarithmic if they span more than a factor of 30; return which.
+
+    Args:
+        axes: to be scaled.
+        values: positive where they are finite and not zero.
+        label: of the axis.
+    """
+    finite = values[np.isfinite(values) & (values > 0.0)]
+    wide = bool(len(finite)) and float(finite.max()) > 30.0 * float(finite.min())
+    if wide:
+        axes.set_yscale("log", nonpositive="clip")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: _plain(x)))
+    else:
+        axes.set_ylim(bottom=0.0)
+    axes.set_ylabel(f"{label}\n(log)" if wide else label)
+    return wide
+
+
 def _plain(value: float) -> str:
     if abs(value) < 1e4:
         return f"{value:g}".replace("-", "\N{MINUS SIGN}")

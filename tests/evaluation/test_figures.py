@@ -132,6 +132,7 @@ def test_shift_figure_shows_its_data(tmp_path, metrics, drawn):
     own = table.query("dataset == 'mptrj' and method == 'bll' and metric == 'mae'")
     assert line.get_ydata() == pytest.approx(own["mean"].to_numpy())
     assert list(own["label"]) == ["ID", "OOD Near", "OOD Mid", "OOD Far"]
+    assert drawn[0].axes[0].get_yscale() == "linear"
     # The one data set with two splits, by itself, and no bands where there is one seed.
     frame = pd.read_parquet(metrics)
     write_frame(frame[frame["seed"] == 0], metrics, "metrics")
@@ -139,6 +140,12 @@ def test_shift_figure_shows_its_data(tmp_path, metrics, drawn):
     texts_in_place(drawn[1])
     assert pd.read_csv(tmp_path / "g.csv")["std"].isna().all()
     assert not any(len(p.get_paths()) for axes in drawn[1].axes for p in axes.collections)
+    # Errors that differ a hundredfold.
+    far = (frame["metric"] == "mae") & (frame["split"] == "far")
+    write_frame(frame.assign(value=frame["value"].where(~far, 100.0 * frame["value"])), metrics, "metrics")
+    shift_figure(metrics, tmp_path / "h.png", SPLITS, METHODS, DATASETS)
+    texts_in_place(drawn[2])
+    assert drawn[2].axes[0].get_yscale() == "log"
 
 
 def test_surface_figure_marks_what_was_fitted(tmp_path, block, metadata, drawn):
