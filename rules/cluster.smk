@@ -3,6 +3,7 @@
 import shutil
 
 from forceuq.cluster.attempts import (
+    ends,
     nodes_to_avoid,
     partitions,
     past_jobs,
@@ -61,9 +62,25 @@ onstart:
                 raise WorkflowError(str(error)) from None
 
 
+def has_past(attempt):
+    """Whether a job was tried before, by this process on a cluster."""
+    return attempt > 1 and workflow.is_main_process and shutil.which("squeue")
+
+
+def earlier_ends(wildcards, attempt):
+    """How a job's earlier attempts ended, as far as the scheduler says."""
+    if not has_past(attempt):
+        return []
+    try:
+        return ends(past_jobs(session_name()), wildcards, attempt - 1)
+    except ForceUQError as error:
+        logger.warning(f"{error}: memory and time both grow")
+        return []
+
+
 def elsewhere(attempt):
     """Options of sbatch that keep a job which is tried again off nodes that fail every job."""
-    if attempt == 1 or not workflow.is_main_process or not shutil.which("squeue"):
+    if not has_past(attempt):
         return ""
     try:
         jobs = past_jobs(session_name())
@@ -82,7 +99,8 @@ def asked(estimate, placed=True):
 
     def of_attempt(wildcards, attempt):
         request = estimate(wildcards)
-        return request.retried(attempt).within(LIMITS[min(request.gpus, 1)])
+        request = request.retried(attempt, earlier_ends(wildcards, attempt))
+        return request.within(LIMITS[min(request.gpus, 1)])
 
     place = {"slurm_extra": lambda wildcards, attempt: elsewhere(attempt)}
     return {

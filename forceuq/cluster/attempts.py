@@ -1,20 +1,21 @@
-"""What became of a run's earlier jobs, for those that are tried again: whether they may be, and where not.
+"""What became of a run's earlier jobs, for those tried again: whether they may be, where not, and with more of what.
 
 The scheduler's client tries a failed job again and knows neither that its user cancelled it nor that the node which it
 failed on fails every job.
 """
 
 import getpass
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from forceuq.cluster.probe import ask
 from forceuq.errors import ClusterError
 
 _FAILED = ("FAILED", "BOOT_FAIL", "NODE_FAIL")
-# %j last: a name may hold anything.
-_FORMAT = "%i|%T|%N|%j"
+_ENDED_BADLY = (*_FAILED, "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "PREEMPTED")
+# %k last: a comment may hold anything.
+_FORMAT = "%i|%T|%N|%j|%k"
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,20 @@ class PastJob:
         identifier: Slurm's.
         state: Slurm's word for it.
         node: where it ran; empty if it did not.
+        comment: rule and wildcards.
     """
 
     identifier: str
     state: str
     node: str
+    comment: str = ""
 
 
 def parse_jobs(text: str, session: str) -> list[PastJob]:
     """Read what ``squeue`` printed in our format; jobs whose name does not begin with ``session`` are left out."""
-    rows = (line.split("|", 3) for line in text.splitlines())
-    return [PastJob(*row[:3]) for row in rows if len(row) == 4 and row[3].startswith(f"{session}_")]
+    rows = (line.split("|", 4) for line in text.splitlines())
+    found = (row for row in rows if len(row) == 5 and row[3].startswith(f"{session}_"))
+    return [PastJob(identifier, state, node, comment) for identifier, state, node, _, comment in found]
 
 
 def past_jobs(session: str) -> list[PastJob]:
@@ -48,7 +52,7 @@ def past_jobs(session: str) -> list[PastJob]:
         ClusterError: the scheduler does not answer.
     """
     return parse_jobs(
-        _ask("squeue", "--noheader", "--states=all", "--user", getpass.getuser(), "--format", _FORMAT), session
+        ask("squeue", "--noheader", "--states=all", "--user", getpass.getuser(), "--format", _FORMAT), session
     )
 
 
@@ -59,7 +63,7 @@ def partitions() -> dict[str, frozenset[str]]:
         ClusterError: the scheduler does not answer.
     """
     found: dict[str, set[str]] = {}
-    for line in _ask("sinfo", "--noheader", "--Node", "--responding", "--format", "%R|%N|%t").splitlines():
+    for line in ask("sinfo", "--noheader", "--Node", "--responding", "--format", "%R|%N|%t").splitlines():
         partition, node, state = line.split("|")
         if state.startswith(("idle", "mix", "alloc", "comp", "plan", "resv")):
             found.setdefault(partition, set()).add(node)
@@ -80,6 +84,21 @@ def refuse_cancelled(jobs: Iterable[PastJob]) -> None:
         )
 
 
+def ends(jobs: Iterable[PastJob], wildcards: Iterable[str], attempts: int) -> list[str]:
+    """Return the states in which the latest attempts of a job ended, the oldest first; fewer where they are forgotten.
+
+    Args:
+        jobs: of the run.
+        wildcards: the job's, in their order; jobs of other rules with the same ones came to their end before it.
+        attempts: how many there were.
+    """
+    mark = "_wildcards_" + "_".join(wildcards).replace("/", "_")
+    badly = [job for job in jobs if job.comment.endswith(mark) and job.state in _ENDED_BADLY]
+    # Slurm counts upwards; tasks of an array have the array's number before an underscore.
+    badly.sort(key=lambda job: [int(part) for part in job.identifier.split("_") if part.isdigit()])
+    return [job.state for job in badly[-attempts:]]
+
+
 def nodes_to_avoid(jobs: Iterable[PastJob], partitions: Mapping[str, frozenset[str]]) -> list[str]:
     """Return the nodes on which jobs of a run have failed and none has ended well.
 
@@ -93,13 +112,3 @@ def nodes_to_avoid(jobs: Iterable[PastJob], partitions: Mapping[str, frozenset[s
         if nodes <= bad:
             bad -= nodes
     return sorted(bad)
-
-
-def _ask(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ClusterError(f"{command[0]} does not answer ({error})") from error
-    if done.returncode:
-        raise ClusterError(f"{command[0]} failed: {done.stderr.strip() or f'exit {done.returncode}'}")
-    return done.stdout

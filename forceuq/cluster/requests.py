@@ -11,6 +11,7 @@ too much wait somewhat longer. Times hold a factor of three over what was measur
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 MARGIN = 3.0
@@ -65,13 +66,22 @@ class Request:
     cores: int = 1
     gpus: int = 0
 
-    def retried(self, attempt: int) -> "Request":
-        """Return the request of a later attempt: memory and time doubled each time.
+    def retried(self, attempt: int, ends: Sequence[str] = ()) -> "Request":
+        """Return the request of a later attempt: memory and time doubled by each earlier one.
 
-        Why the earlier one ended is not known to a scheduler's client, so both grow.
+        Args:
+            attempt: from 1.
+            ends: Slurm's words for how earlier attempts ended, where they are known. A time-out then leaves the memory
+                as it is, and a memory kill the time. Without cgroups a memory kill is called FAILED, as much else is:
+                both grow.
         """
-        factor = 2 ** (attempt - 1)
-        return replace(self, memory_mb=self.memory_mb * factor, minutes=self.minutes * factor)
+        earlier = attempt - 1
+        timeouts, kills = (sum(end in words for end in ends) for words in (("TIMEOUT", "DEADLINE"), ("OUT_OF_MEMORY",)))
+        return replace(
+            self,
+            memory_mb=self.memory_mb * 2 ** max(0, earlier - timeouts),
+            minutes=self.minutes * 2 ** max(0, earlier - kills),
+        )
 
     def within(self, limits: "Limits") -> "Request":
         """Return the request cut down to what the cluster grants at most.

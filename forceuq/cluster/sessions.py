@@ -12,12 +12,12 @@ import logging
 import os
 import re
 import socket
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from forceuq.cluster.probe import ask
 from forceuq.errors import ClusterError
 
 _LOGGER = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def queued_jobs(folder: Path) -> list[QueuedJob]:
     Raises:
         ClusterError: the scheduler does not answer.
     """
-    text = _ask("squeue", "--noheader", "--user", getpass.getuser(), "--format", _FORMAT)
+    text = ask("squeue", "--noheader", "--user", getpass.getuser(), "--format", _FORMAT)
     return [job for job in parse_queue(text) if _same(job.folder, folder)]
 
 
@@ -104,7 +104,7 @@ def cancel_left_over(folder: Path, patience: float = PATIENCE_SECONDS) -> list[Q
             len(others),
             ", ".join(job.comment for job in others[:5]) + (", ..." if len(others) > 5 else ""),
         )
-        _ask("scancel", *_identifiers(others))
+        ask("scancel", *_identifiers(others))
         _wait_for_end(others, folder, patience)
     return others
 
@@ -145,13 +145,3 @@ def _same(one: Path, other: Path) -> bool:
 
 def _host() -> str:
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname().partition(".")[0])[:25]
-
-
-def _ask(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ClusterError(f"{command[0]} does not answer ({error})") from error
-    if done.returncode:
-        raise ClusterError(f"{command[0]} failed: {done.stderr.strip() or f'exit {done.returncode}'}")
-    return done.stdout

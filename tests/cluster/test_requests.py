@@ -15,10 +15,14 @@ from forceuq.scratch import HELD_BYTES
 MPTRJ = 49_295_660
 
 
-def test_a_retry_asks_for_more_of_both_up_to_the_largest_node():
+def test_a_retry_asks_for_more_of_what_was_too_little_up_to_the_largest_node():
     request = Request(memory_mb=3000, minutes=60, cores=4, gpus=1)
     assert request.retried(1) == request
     assert request.retried(3) == Request(12_000, 240, 4, 1)
+    assert request.retried(2, ["TIMEOUT"]) == Request(3000, 120, 4, 1)
+    assert request.retried(2, ["OUT_OF_MEMORY"]) == Request(6000, 60, 4, 1)
+    # The first is forgotten: it may have been either.
+    assert request.retried(3, ["TIMEOUT"]) == Request(6000, 240, 4, 1)
     limits = Limits(memory_mb=10_000, minutes=120, cores=2)
     assert request.retried(3).within(limits) == Request(10_000, 120, 2, 1)
 

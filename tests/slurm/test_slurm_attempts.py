@@ -2,7 +2,7 @@
 
 import pytest
 
-from forceuq.cluster.attempts import PastJob, nodes_to_avoid, parse_jobs, refuse_cancelled
+from forceuq.cluster.attempts import PastJob, ends, nodes_to_avoid, parse_jobs, refuse_cancelled
 from forceuq.errors import ClusterError
 
 CPU = {"cpu": frozenset({"c1", "c2"})}
@@ -13,8 +13,22 @@ def jobs(*rows):
 
 
 def test_jobs_of_other_runs_do_not_count():
-    text = "7|FAILED|c1|forceuq_login_12_ab|c\n8|FAILED|c1|forceuq_login_123_cd\n9|RUNNING||interactive\n\n"
-    assert parse_jobs(text, "forceuq_login_12") == [PastJob("7", "FAILED", "c1")]
+    text = "7|FAILED|c1|forceuq_login_12_ab|a|b\n8|FAILED|c1|forceuq_login_123_cd|c\n9|RUNNING||interactive|\n\n"
+    assert parse_jobs(text, "forceuq_login_12") == [PastJob("7", "FAILED", "c1", "a|b")]
+
+
+def test_how_the_attempts_of_a_job_ended_is_told_from_those_of_other_jobs():
+    past = [
+        PastJob("10", "OUT_OF_MEMORY", "c1", "rule_fit_wildcards_bll_a_b_0"),
+        PastJob("9", "TIMEOUT", "c1", "rule_fit_wildcards_bll_a_b_0"),
+        PastJob("11", "COMPLETED", "c1", "rule_fit_wildcards_bll_a_b_0"),
+        PastJob("12", "FAILED", "c1", "rule_fit_wildcards_bll_a_b_1"),
+        PastJob("13", "PENDING", "", "rule_predict_wildcards_bll_a_b_0"),
+    ]
+    assert ends(past, ["bll", "a/b", "0"], 2) == ["TIMEOUT", "OUT_OF_MEMORY"]
+    assert ends(past, ["bll", "a/b", "0"], 1) == ["OUT_OF_MEMORY"]
+    assert ends(past, ["bll", "a/b", "1"], 3) == ["FAILED"]
+    assert ends(past, ["bll", "a/b", "2"], 1) == []
 
 
 def test_a_node_that_fails_every_job_is_avoided():

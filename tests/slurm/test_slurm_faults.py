@@ -44,6 +44,7 @@ def test_time_limit_in_the_middle_of_training(cluster, project):
     run.succeed()
     first, second = project.jobs(cluster, "fit")
     assert states([first, second]) == ["TIMEOUT", "COMPLETED"]
+    assert second.memory_mb == first.memory_mb, "a time-out says nothing of the memory"
     assert epochs(project, first.id) == [1, 2, 3, 4, 5]
     assert epochs(project, second.id) == [6, 7, 8, 9, 10, 11, 12]
     assert project.metrics() == project.wanted
