@@ -16,8 +16,9 @@ NEEDED = ("Snakefile", "rules", "workflow_scripts", "forceuq", "config", "envs",
 HEAD = """# What jobs ask for
 
 Made by `make slurm-table` from dry runs, with the limits of `slurm/partitions.yaml` (a site's own may be lower). It is
-what the first attempt asks for; a retry asks for twice the memory, the time, or both ([slurm.md](slurm.md)), up to what the largest node has.
-The estimates and their reasons: `forceuq/cluster/requests.py`. Rules that are not here run on the login node.
+what the first attempt asks for; a retry asks for twice the memory, the time, or both ([slurm.md](slurm.md)), up to what
+the largest node has. The estimates and their reasons: `forceuq/cluster/requests.py`. Rules that are not here run on the
+login node.
 """
 
 
