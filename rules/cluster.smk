@@ -50,6 +50,11 @@ def refuse_unequal_arrays():
 # A run that was killed may have left jobs that write what this one is about to write. Jobs themselves have no hooks.
 onstart:
     refuse_unequal_arrays()
+    # Under its limit of starts a second (100 unless told otherwise) each pass of the scheduler asks for one more later
+    # on, and with every job that ends there are more of them: after some hundred jobs they take a core and the run
+    # waits for them. Nothing here starts a hundred jobs a second; sbatch is called by two threads.
+    if hasattr(workflow.scheduler, "job_rate_limiter"):
+        workflow.scheduler.job_rate_limiter = None
     if shutil.which("squeue"):
         try:
             for job in cancel_left_over(Path.cwd()):
