@@ -58,7 +58,7 @@ printf '%s\\n' "$@" | sort | while read -r target; do
       *.*) mkdir -p "$(dirname "$output")"; echo > "$output" ;;
       *) mkdir -p "$output" ;;
     esac
-  done < "{folder}/outputs/$target"
+  done < "{folder}/outputs/$(printf %s "$target" | tr / %)"
 done
 """
 

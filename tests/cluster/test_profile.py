@@ -1,6 +1,7 @@
 """The profile for Slurm: beside the local one, with a site's file, and what its rules ask for."""
 
 import importlib.util
+import inspect
 import io
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from snakemake.profiles import ProfileConfigFileParser
+from snakemake.scheduling.job_scheduler import JobScheduler
 
 from forceuq.cluster.sessions import session_name
 
@@ -151,3 +153,9 @@ def test_the_demo_asks_for_no_gpu_and_one_core_a_job(tmp_path):
     # What runs on the login node asks for nothing but its one thread.
     other = [line for line in lines if line.split()[1:] not in (["1"], ["1", "1", "0"])]
     assert other == []
+
+
+def test_what_the_start_of_a_run_switches_off_is_still_what_snakemake_looks_at():
+    # rules/cluster.smk; under another name the passes of the scheduler would multiply again, and nothing would say so.
+    assert "if self.job_rate_limiter is not None" in inspect.getsource(JobScheduler.schedule)
+    assert "job_rate_limiter = None" in (ROOT / "rules/cluster.smk").read_text()

@@ -26,7 +26,9 @@ class LogHandler(LogHandlerBase):
             self._write(record, "group")
         elif event == LogEvent.JOB_INFO and not record.local:
             wildcards = ",".join(f"{name}={value}" for name, value in record.wildcards.items())
-            outputs = Path(os.environ["SLEEPING_JOBS"], "outputs", f"{record.rule_name}:{wildcards}")
+            # The job's name on the command line, but that a wildcard may be a path.
+            name = f"{record.rule_name}:{wildcards}".replace("/", "%")
+            outputs = Path(os.environ["SLEEPING_JOBS"], "outputs", name)
             outputs.write_text("".join(f"{file}\n" for file in (*record.output, record.benchmark)))
             files = {"inputs": list(map(str, record.input)), "outputs": list(map(str, record.output))}
             self._write(record, "announced", job=record.jobid, grouped=record.indent, **files)
