@@ -31,6 +31,7 @@ container: "envs/forceuq.sif"
 
 
 include: "rules/layout.smk"
+include: "rules/targets.smk"
 
 
 # A directory that was touched or copied is no changed one; Snakemake compares the content of files only.
