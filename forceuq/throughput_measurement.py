@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
     from forceuq.configuration.models import Configuration
 
 _LOGGER = logging.getLogger(__name__)
-# Atoms of a structure, of a batch, and of the predictions that are evaluated.
+# Atoms of a structure, of a batch on a processor, and of the predictions that are evaluated.
 _CELL, _BATCH, _EVALUATED = 32, 1024, 50_000
+# Epochs of the longer fit; the second where the first took hardly longer than one epoch.
+_EPOCHS, _TELLING_SECONDS = (3, 41), 0.5
+# Structures, at most, that a method is fitted to which runs the backbone anew.
+_BACKBONE_ANEW = 1280
 Device = Literal["cpu", "cuda"]
 
 
@@ -51,9 +56,10 @@ def measured_here(configuration: "Configuration", kept: Path, structures: int) -
 def measure(configuration: "Configuration", folder: Path, device: Device = "cpu", structures: int = 160) -> Throughput:
     """Measure a configuration's backbone and methods on copper cells of 32 atoms with random forces.
 
-    What is learned of them does not matter. An epoch's time is half the difference between fits of three epochs and of
-    one, so that starts do not count. The backbone's weights are its own where they are a file, random ones otherwise,
-    which take as long.
+    What is learned of them does not matter. An epoch's time is half the difference between fits of three epochs and
+    of one, so that starts do not count; where that is too short to tell, more epochs are taken. The backbone's
+    weights are its own where they are a file, random ones otherwise, which take as long. Methods that run the
+    backbone anew have 1,280 structures at most. A GPU caches with the configuration's batches and processes.
 
     Args:
         configuration: the benchmark's; ``max_epochs`` and ``device`` of its methods are replaced.
@@ -64,20 +70,25 @@ def measure(configuration: "Configuration", folder: Path, device: Device = "cpu"
     import torch
 
     from forceuq.features.extract import export_head, extract_features
+    from forceuq.features.layout import ROW_GROUP_ATOMS
 
     backbone = configuration.backbone
     assert backbone is not None  # of every benchmark
     weights, options = _weights(backbone, folder), backbone.options.model_dump(mode="json")
     rates = {"read": structures * _CELL / _time_of_reading(folder, structures), "metrics": _rate_of_metrics(folder)}
+    gpu, features = device == "cuda", configuration.features
     for part in ("val", "train"):
         made = extract_features(
             folder / "structures.parquet", folder / "splits.parquet", part, weights, backbone.kind, options,
-            folder / part, max_atoms_per_batch=_BATCH, workers=0, device=device,
+            folder / part, max_atoms_per_batch=features.max_atoms_per_batch if gpu else _BATCH,
+            # As in a large part: of few atoms there would be small row groups, and a GPU's passes lie within one.
+            atoms_per_row_group=ROW_GROUP_ATOMS if gpu else None,
+            workers=features.workers if gpu else 0, device=device,
         )  # fmt: skip
         rates["cache"] = made.atoms / made.seconds
     export_head(weights, backbone.kind, options, folder / "head.safetensors")
     for kind, wanted in _methods(configuration).items():
-        rates |= _Trial(folder, kind, wanted, backbone.kind, weights, options, device).rates(structures * _CELL)
+        rates |= _Trial(folder, kind, wanted, backbone.kind, weights, options, device).rates(structures)
     return Throughput(
         device=device,
         hardware=str(torch.cuda.get_device_name()) if device == "cuda" else _processor(),
@@ -103,12 +114,16 @@ class _Trial:
     backbone_options: Mapping[str, Any]
     device: Device
 
-    def rates(self, atoms: int) -> dict[str, float]:
+    def rates(self, structures: int) -> dict[str, float]:
+        atoms = (structures if self._source is None else min(structures, _BACKBONE_ANEW)) * _CELL
         first, fitted = _seconds(lambda: self._fit(1))
         epoch, found = 0.0, {}
         if "max_epochs" in type(self.options).model_fields:
-            longer, _ = _seconds(lambda: self._fit(3))
-            epoch = (longer - first) / 2
+            for epochs in _EPOCHS:
+                longer, _ = _seconds(partial(self._fit, epochs))
+                epoch = (longer - first) / (epochs - 1)
+                if longer - first > _TELLING_SECONDS:
+                    break
             # A difference that the clock cannot tell is no throughput.
             if epoch > 0:
                 found[f"training {self.kind}"] = atoms / epoch
@@ -152,7 +167,7 @@ class _Trial:
     def _parts(self, name: str) -> tuple[Any, ...]:
         from forceuq.methods import StructurePart
 
-        there = StructurePart(self.folder / "structures.parquet", self.folder / "splits.parquet", name)
+        there = StructurePart(self.folder / "structures.parquet", self.folder / "few.parquet", name)
         return (there,) if self._source else ()
 
 
@@ -195,7 +210,9 @@ def _time_of_reading(folder: Path, structures: int) -> float:
     seconds, _ = _seconds(lambda: convert(raw, folder / "structures.parquet", Options()))
     names = ["val" if index % 5 == 4 else "train" for index in range(structures)]
     ids = [f"frame-{index}" for index in range(structures)]
-    write_splits(folder / "splits.parquet", ids, range(structures), names, expected=("train", "val"))
+    for file, number in (("splits", structures), ("few", min(structures, _BACKBONE_ANEW))):
+        rows = range(number)
+        write_splits(folder / f"{file}.parquet", ids[:number], rows, names[:number], expected=("train", "val"))
     return float(seconds)
 
 

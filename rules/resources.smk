@@ -79,6 +79,7 @@ def to_fit(wildcards):
         speed_if_run(wildcards.method),
         memory_gb=effort.memory_gb,
         devices=effort.devices,
+        features_gib=effort.features_gib,
     )
 
 

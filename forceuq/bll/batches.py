@@ -1,10 +1,13 @@
-"""Batches of whole structures from feature caches, shuffled, in bounded memory."""
+"""Batches of whole structures from feature caches, shuffled, in bounded memory. Imports torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from forceuq.backbones.head import ForceHead
 from forceuq.errors import DataError, FitError
@@ -12,6 +15,22 @@ from forceuq.features.cache import FeatureBlock, FeatureReader
 
 # Above this, features are read anew every epoch, a pool of this size at a time.
 MEMORY_BYTES = 3 * 2**28
+_GPU_SHARE = 0.6
+
+
+def held_bytes(gib: float | None, device: str) -> int:
+    """Return how many bytes of features are held.
+
+    Args:
+        gib: as many GiB; None: ``MEMORY_BYTES``, or that share of a GPU's memory which leaves room for the rest. It is
+            in whole GiB, so that cards of one model agree.
+        device: cpu or cuda.
+    """
+    if gib is not None:
+        return int(gib * 2**30)
+    if device != "cuda" or not torch.cuda.is_available():
+        return MEMORY_BYTES
+    return max(MEMORY_BYTES, int(_GPU_SHARE * torch.cuda.get_device_properties(0).total_memory / 2**30) * 2**30)
 
 
 @dataclass(frozen=True)
@@ -74,21 +93,44 @@ class Batch:
         structures: (s, 2) part index and row of each structure, for messages.
     """
 
-    x: NDArray[np.float32]
-    y: NDArray[np.float64]
+    x: Tensor
+    y: Tensor
     structures: NDArray[np.int64]
 
+    def __len__(self) -> int:
+        """Return the number of atoms."""
+        return len(self.y)
 
-class _Pool:
-    """Structures held in memory, in arrays made once for as many atoms as there may be."""
 
-    def __init__(self, atoms: int, width: int, standardisation: Standardisation) -> None:
-        self._standardisation = standardisation
-        self.x = np.empty((atoms, width), dtype=np.float32)
-        self.y = np.empty((atoms, 3))
+class Pool:
+    """Structures held in memory, in tensors made once for as many atoms as there may be.
+
+    Args:
+        atoms: at most.
+        width: d, of the features.
+        standardisation: of the features.
+        device: torch's name of where they are held.
+
+    Raises:
+        FitError: the device has not the memory for it.
+    """
+
+    def __init__(self, atoms: int, width: int, standardisation: Standardisation, device: str = "cpu") -> None:
+        self._device = device
+        try:
+            self.x = torch.empty((atoms, width), dtype=torch.float32, device=device)
+            self.y = torch.empty((atoms, 3), dtype=torch.float64, device=device)
+        except torch.OutOfMemoryError as error:
+            raise FitError(
+                f"no memory on the device to hold {atoms} atoms ({error}): set a smaller features_gib"
+            ) from error
+        self._mean, self._std = (
+            torch.as_tensor(value, device=device) for value in (standardisation.mean, standardisation.std)
+        )
         self.clear()
 
     def clear(self) -> None:
+        """Forget the structures."""
         self.atoms = 0
         self._sizes: list[NDArray[np.int64]] = []
         self._names: list[NDArray[np.int64]] = []
@@ -96,23 +138,44 @@ class _Pool:
     def add(self, block: FeatureBlock) -> None:
         """Copy a block, so that nothing keeps its file mapped."""
         part = slice(self.atoms, self.atoms + len(block))
+        features, y = (self._moved(value) for value in (block.features, block.force - block.zbl))
         # float32 as the model will see it: the mean is taken off in double precision first.
-        self.x[part] = (block.features - self._standardisation.mean) / self._standardisation.std
-        self.y[part] = block.force - block.zbl
+        self.x[part] = ((features.double() - self._mean) / self._std).float()
+        self.y[part] = y
         starts = block.starts
         self._sizes.append(np.diff(starts))
         self._names.append(np.stack([np.full(len(starts) - 1, block.part_index), block.structure[starts[:-1]]], 1))
         self.atoms += len(block)
 
-    def close(self) -> "_Pool":
-        """Make the pool ready for ``batch``."""
+    def close(self) -> "Pool":
+        """Make the pool ready to be chosen from."""
         self.starts = np.concatenate([[0], np.cumsum(np.concatenate(self._sizes))])
         self.structures = np.concatenate(self._names)
         return self
 
-    def batch(self, chosen: NDArray[np.int64]) -> Batch:
-        atoms = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in chosen])
-        return Batch(self.x[atoms], self.y[atoms], self.structures[chosen])
+    def _moved(self, values: NDArray[Any]) -> Tensor:
+        # torch warns of arrays that cannot be written to, as those of mapped files are.
+        return torch.from_numpy(np.require(values, requirements="W")).to(self._device)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The structures of a batch in a pool.
+
+    Args:
+        pool: that holds them, until the next pick.
+        atoms: (n,) their atoms in it.
+        structures: (s, 2) as in ``Batch``.
+    """
+
+    pool: Pool
+    atoms: NDArray[np.int64]
+    structures: NDArray[np.int64]
+
+    def batch(self) -> Batch:
+        """Return a copy of the structures."""
+        index = torch.from_numpy(self.atoms).to(self.pool.x.device)
+        return Batch(self.pool.x[index], self.pool.y[index], self.structures)
 
 
 class Batches:
@@ -126,6 +189,7 @@ class Batches:
         standardisation: of the training features.
         size: structures in a batch, at most.
         memory_bytes: of features held, at most (a batch and one row group come on top).
+        device: torch's name of where they are held.
     """
 
     def __init__(
@@ -134,6 +198,7 @@ class Batches:
         standardisation: Standardisation,
         size: int,
         memory_bytes: int = MEMORY_BYTES,
+        device: str = "cpu",
     ) -> None:
         if reader.n_structures == 0:
             raise FitError(f"no structures in {', '.join(map(str, reader.directories))}")
@@ -143,17 +208,26 @@ class Batches:
         # A pool holds one row group at least, and no more than there is.
         held = max(memory_bytes // (4 * reader.metadata.width + 24), reader.largest_row_group)
         self._pool_atoms = min(held, reader.n_atoms)
-        self._whole: _Pool | None = None
+        self._device = device
+        self._pool: Pool | None = None
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield every structure once, in an order that ``seed`` and ``epoch`` determine."""
+        return (pick.batch() for pick in self.picks(seed, epoch))
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield every structure once, in the caches' order."""
+        return (pick.batch() for pick in self.picks_in_order())
+
+    def picks(self, seed: int, epoch: int) -> Iterator[Pick]:
+        """Yield what ``epoch`` does, uncopied: each good until the next is asked for."""
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(self._reader.n_row_groups) if not self._fits else None
         for pool in self._pools(order):
             yield from self._split(pool, rng.permutation(len(pool.structures)))
 
-    def in_order(self) -> Iterator[Batch]:
-        """Yield every structure once, in the caches' order."""
+    def picks_in_order(self) -> Iterator[Pick]:
+        """Yield what ``in_order`` does, likewise."""
         for pool in self._pools(None):
             yield from self._split(pool, np.arange(len(pool.structures)))
 
@@ -161,21 +235,23 @@ class Batches:
     def _fits(self) -> bool:
         return self._reader.n_atoms <= self._pool_atoms
 
-    def _split(self, pool: _Pool, order: NDArray[np.int64]) -> Iterator[Batch]:
+    def _split(self, pool: Pool, order: NDArray[np.int64]) -> Iterator[Pick]:
         # Equal shares rather than a remnant: the evidence of a handful of atoms is a poor gradient.
         for chosen in np.array_split(order, -(-len(order) // self._size)):
-            yield pool.batch(chosen)
+            atoms = np.concatenate([np.arange(pool.starts[i], pool.starts[i + 1]) for i in chosen])
+            yield Pick(pool, atoms, pool.structures[chosen])
 
-    def _pools(self, order: NDArray[np.int64] | None) -> Iterator[_Pool]:
-        if self._fits and self._whole is not None:
-            yield self._whole
+    def _pools(self, order: NDArray[np.int64] | None) -> Iterator[Pool]:
+        if self._pool is None:
+            self._pool = Pool(self._pool_atoms, self._reader.metadata.width, self._standardisation, self._device)
+        elif self._fits:
+            yield self._pool
             return
-        pool = _Pool(self._pool_atoms, self._reader.metadata.width, self._standardisation)
+        pool = self._pool
+        pool.clear()
         for block in self._reader.blocks(order=None if order is None else [int(i) for i in order]):
             if pool.atoms + len(block) > self._pool_atoms:
                 yield pool.close()
                 pool.clear()
             pool.add(block)
-        if self._fits:
-            self._whole = pool
         yield pool.close()

@@ -19,8 +19,22 @@ class Objective(Protocol):
     def parameters(self) -> dict[str, Tensor]:
         """Return the tensors to train beside the projection."""
 
-    def __call__(self, phi: Tensor, y: Tensor) -> Tensor:
-        """Return the loss a target of features (n, D) float32 and targets (n, K) float64."""
+    def __call__(self, phi: Tensor, y: Tensor, real: Tensor | None = None) -> Tensor:
+        """Return the loss a target of features (n, D) float32 and targets (n, K) float64.
+
+        Args:
+            phi: features.
+            y: targets.
+            real: (n, 1) bool, the rows that count, for a batch that was filled up to a size; None: all. Nothing is
+                checked then: a loss that cannot be computed is not finite.
+        """
+
+
+def mean_square(residual: Tensor, real: Tensor | None = None) -> Tensor:
+    """Return the mean square of residuals (n, K), of the rows that are ``real`` (n, 1)."""
+    if real is None:
+        return torch.mean(residual**2)
+    return (residual**2 * real).sum() / (real.sum() * residual.shape[1])
 
 
 class _Evidence(torch.autograd.Function):
@@ -34,15 +48,19 @@ class _Evidence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, phi: Tensor, y: Tensor, log_precision: Tensor, noise: Tensor) -> Tensor:
-        n, k = y.shape
+    def forward(ctx: Any, phi: Tensor, y: Tensor, log_precision: Tensor, noise: Tensor, atoms: Tensor | None) -> Tensor:
+        k = y.shape[1]
+        n: Any = len(y) if atoms is None else atoms
         x = phi.double()
         gram = x.T @ x
         precision = log_precision.exp()
         scale = (gram.diagonal() + precision).sqrt()
         scaled = gram / scale[:, None] / scale
         scaled.fill_diagonal_(1.0)
-        factor = torch.linalg.cholesky(scaled)
+        if atoms is None:
+            factor, failed = torch.linalg.cholesky(scaled), None
+        else:
+            factor, failed = torch.linalg.cholesky_ex(scaled)
         solved = torch.cholesky_solve((x / scale).T, factor) / scale[:, None]  # Q (D, n)
         mean = solved @ y
         residual = y - x @ mean
@@ -56,6 +74,8 @@ class _Evidence(torch.autograd.Function):
             + 0.5 * k * log_det
             + 0.5 * (noise_inverse * scatter).sum()
         )
+        if failed is not None:
+            value = torch.where(failed == 0, value, torch.nan)
         weighted = mean @ noise_inverse  # B_n Sigma_e^-1 (D, K)
         gamma = (solved * x.T).sum(1)
         by_noise = torch.tril((n * noise_inverse - noise_inverse @ scatter @ noise_inverse) @ lower)
@@ -71,10 +91,10 @@ class _Evidence(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         by_phi, by_precision, by_noise = ctx.saved_tensors
         (scale,) = grad_outputs
-        return (scale * by_phi).to(by_phi.dtype), None, scale * by_precision, scale * by_noise
+        return (scale * by_phi).to(by_phi.dtype), None, scale * by_precision, scale * by_noise, None
 
 
-def batch_nlml(phi: Tensor, y: Tensor, log_precision: Tensor, noise: Tensor) -> Tensor:
+def batch_nlml(phi: Tensor, y: Tensor, log_precision: Tensor, noise: Tensor, atoms: Tensor | None = None) -> Tensor:
     """Return eq. (7) of a batch, in nats; differentiable by everything but ``y``.
 
     Args:
@@ -82,8 +102,12 @@ def batch_nlml(phi: Tensor, y: Tensor, log_precision: Tensor, noise: Tensor) -> 
         y: (n, K) float64 targets.
         log_precision: (D,) float64 log lambda.
         noise: (K, K) float64 parameters of Sigma_e as ``evidence.noise_covariance`` takes them.
+        atoms: () float64, how many rows count where the others are zero in ``phi`` and ``y``; None: all.
+
+    Raises:
+        LinAlgError: Lambda_n is not positive definite; with ``atoms`` the value is then not a number.
     """
-    value: Tensor = _Evidence.apply(phi, y, log_precision, noise)  # type: ignore[no-untyped-call]
+    value: Tensor = _Evidence.apply(phi, y, log_precision, noise, atoms)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -98,8 +122,11 @@ class EvidenceObjective:
         """Return log lambda (D,) and the parameters of Sigma_e (K, K)."""
         return {"log_precision": self.log_precision, "noise": self.noise}
 
-    def __call__(self, phi: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, phi: Tensor, y: Tensor, real: Tensor | None = None) -> Tensor:
         """Return the NLML divided by the number of atoms."""
+        if real is not None:
+            atoms = real.sum().double()
+            return batch_nlml(phi * real, y * real, self.log_precision, self.noise, atoms) / atoms
         try:
             return batch_nlml(phi, y, self.log_precision, self.noise) / len(y)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
@@ -116,6 +143,6 @@ class ErrorObjective:
         """Return the layer's weight (K, D)."""
         return {"out": self.weight}
 
-    def __call__(self, phi: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, phi: Tensor, y: Tensor, real: Tensor | None = None) -> Tensor:
         """Return the mean squared error a component, (eV/Å)²."""
-        return torch.mean((phi @ self.weight.T - y.float()) ** 2)
+        return mean_square(phi @ self.weight.T - y.float(), real)

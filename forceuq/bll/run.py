@@ -5,17 +5,19 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from forceuq.backbones.head import ForceHead
 from forceuq.bll.batches import Batch, Batches
+from forceuq.bll.replay import BatchLoss, Replay
 from forceuq.errors import DataError, FitError
 from forceuq.features.cache import FeatureReader
 from forceuq.files import whole_file
@@ -42,7 +44,7 @@ class Run:
     Args:
         name: of what is minimised, for messages.
         tensors: what is trained, by name.
-        loss: of a batch, the mean over its atoms.
+        loss: of a batch, the mean over its atoms; on the tensors' device.
         learning_rate: of Adam.
         patience: epochs without a lower validation loss after which training stops; None: it does not.
         max_epochs: after which it stops in any case.
@@ -56,7 +58,7 @@ class Run:
         self,
         name: str,
         tensors: Mapping[str, Tensor],
-        loss: Callable[[Batch], Tensor],
+        loss: BatchLoss,
         *,
         learning_rate: float,
         patience: int | None,
@@ -74,7 +76,12 @@ class Run:
         self.key = key
         self.observer = observer
         self.first_epoch = first_epoch
-        self.optimiser = torch.optim.Adam(list(self.tensors.values()), lr=learning_rate)
+        # On a GPU, steps are recorded and replayed: launching a small model's operations one by one takes longer.
+        recorded = any(tensor.is_cuda for tensor in self.tensors.values())
+        self.optimiser = torch.optim.Adam(
+            list(self.tensors.values()), lr=learning_rate, fused=recorded or None, capturable=recorded
+        )
+        self.replay = Replay(loss, self.optimiser) if recorded else None
         self.epoch = 0
         self.best_epoch = 0
         self.best_loss = math.inf
@@ -109,7 +116,12 @@ class Run:
             by_tensor[index[name]][quantity] = value.clone()
         groups = self.optimiser.state_dict()["param_groups"]
         states = {i: each for i, each in enumerate(by_tensor) if each}
-        self.optimiser.load_state_dict({"state": states, "param_groups": groups})
+        self._restore_optimiser({"state": states, "param_groups": groups})
+
+    def _restore_optimiser(self, state: dict[str, Any]) -> None:
+        self.optimiser.load_state_dict(state)
+        if self.replay is not None:  # it has recorded where the state was
+            self.replay = Replay(self.loss, self.optimiser)
 
     def record(self, training: float | None, validation: float) -> None:
         """Note the losses of the epoch that has ended."""
@@ -161,7 +173,7 @@ class Run:
         self.restore(state["values"])
         self.best = {name: value.to(self.tensors[name].device) for name, value in state["best"].items()}
         self.best_adam = state["best_adam"]
-        self.optimiser.load_state_dict(state["optimiser"])
+        self._restore_optimiser(state["optimiser"])
         if self.observer is not None:
             self.observer.restore(state["observer"])
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
@@ -222,39 +234,49 @@ def train_epochs(run: Run, batches: Batches, held_out: Batches, seed: int, check
 
 def train_epoch(run: Run, batches: Batches, seed: int) -> float:
     """Take one step a batch and return the mean loss over all atoms, each as it was before its step."""
+    if run.replay is not None:
+        picks = batches.picks(seed, run.first_epoch + run.epoch)
+        return run.replay.mean_loss(picks, True, lambda loss, structures: _check(run, loss, structures))
     total, atoms = 0.0, 0
     for batch in batches.epoch(seed, run.first_epoch + run.epoch):
         loss: Any = _loss(run, batch)
         run.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         run.optimiser.step()
-        total += float(loss.detach()) * len(batch.y)
-        atoms += len(batch.y)
+        total += float(loss.detach()) * len(batch)
+        atoms += len(batch)
     return total / atoms
 
 
 def _validation_loss(run: Run, batches: Batches) -> float:
+    if run.replay is not None:
+        picks = batches.picks_in_order()
+        return run.replay.mean_loss(picks, False, lambda loss, structures: _check(run, loss, structures))
     total, atoms = 0.0, 0
     with torch.no_grad():
         for batch in batches.in_order():
-            total += float(_loss(run, batch)) * len(batch.y)
-            atoms += len(batch.y)
+            total += float(_loss(run, batch)) * len(batch)
+            atoms += len(batch)
     return total / atoms
 
 
 def _loss(run: Run, batch: Batch) -> Tensor:
     try:
-        loss = run.loss(batch)
+        loss = run.loss(batch.x, batch.y)
     except FitError as error:
-        raise FitError(f"epoch {run.epoch}, {_named(batch)}: {error}") from error
-    if not math.isfinite(float(loss.detach())):
-        raise FitError(
-            f"epoch {run.epoch}, {_named(batch)}: the {run.name} loss is {float(loss.detach())};"
-            f" try a smaller learning rate than {run.learning_rate}"
-        )
+        raise FitError(f"epoch {run.epoch}, {_named(batch.structures)}: {error}") from error
+    _check(run, float(loss.detach()), batch.structures)
     return loss
 
 
-def _named(batch: Batch) -> str:
-    rows = ", ".join(f"{row}" if part == 0 else f"{part}:{row}" for part, row in batch.structures)
+def _check(run: Run, loss: float, structures: NDArray[np.int64]) -> None:
+    if not math.isfinite(loss):
+        raise FitError(
+            f"epoch {run.epoch}, {_named(structures)}: the {run.name} loss is {loss};"
+            f" try a smaller learning rate than {run.learning_rate}"
+        )
+
+
+def _named(structures: NDArray[np.int64]) -> str:
+    rows = ", ".join(f"{row}" if part == 0 else f"{part}:{row}" for part, row in structures)
     return f"batch of structures {rows}"

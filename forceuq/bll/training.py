@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from forceuq.backbones.head import ForceHead
-from forceuq.bll.batches import MEMORY_BYTES, Batch, Batches, Standardisation, check_width
+from forceuq.bll.batches import MEMORY_BYTES, Batches, Standardisation, check_width
 from forceuq.bll.evidence import noise_covariance
 from forceuq.bll.objectives import ErrorObjective, EvidenceObjective
 from forceuq.bll.projection import Projection
@@ -31,7 +30,7 @@ class TrainingSettings:
         max_epochs: after which it stops in any case.
         width: None to start from the head's hidden layers, or D of one fresh layer in their place.
         device: torch's name of where to train.
-        memory_bytes: of features held.
+        memory_bytes: of features held, in the device's memory.
     """
 
     objective: Literal["mse", "nlml"]
@@ -115,8 +114,10 @@ def train_projection(
         head = fresh_head(head, width, settings.width, seed)
     check_width((train, validation), head)
     standardisation = Standardisation.of(train)
-    batches = Batches(train, standardisation, settings.batch_structures, settings.memory_bytes)
-    held_out = Batches(validation, standardisation, settings.batch_structures, settings.memory_bytes)
+    batches, held_out = (
+        Batches(reader, standardisation, settings.batch_structures, settings.memory_bytes, settings.device)
+        for reader in (train, validation)
+    )
     # A fresh layer takes its random weights on the standardised features.
     projection = Projection(head, standardisation, settings.width is None, settings.device)
     objective: EvidenceObjective | ErrorObjective
@@ -126,10 +127,8 @@ def train_projection(
         start = np.asarray(head.out_weight) * np.asarray(head.std).reshape(-1, 1)
         objective = ErrorObjective(start if settings.width is None else head.out_weight, settings.device)
 
-    def loss(batch: Batch) -> Tensor:
-        x = torch.from_numpy(batch.x).to(settings.device)
-        y = torch.from_numpy(batch.y).to(settings.device)
-        return objective(projection(x), y)
+    def loss(x: Tensor, y: Tensor, real: Tensor | None = None) -> Tensor:
+        return objective(projection(x), y, real)
 
     run = Run(
         settings.objective,

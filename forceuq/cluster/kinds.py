@@ -22,6 +22,7 @@ class Effort:
         passes: forward passes of a prediction.
         memory_gb: held beside the data, GiB.
         devices: GPUs that a fit is shared by, where it is on cuda.
+        features_gib: node features that a fit holds, GiB; None: the usual.
     """
 
     epochs: int
@@ -30,6 +31,7 @@ class Effort:
     passes: int = 1
     memory_gb: float = 0.0
     devices: int = 1
+    features_gib: float | None = None
 
 
 def share_of_part(kind: str, part: str, options: Any) -> float:
@@ -55,7 +57,7 @@ def speed_of_backbone(kind: str, options: Any) -> Speed:
 
 def effort_of_method(kind: str, options: Any, started: bool) -> Effort:
     """Return what a fit takes, from its options: ``max_epochs``, ``device``, ``devices``, ``passes``,
-    ``max_memory_gb``.
+    ``max_memory_gb``, ``features_gib``.
 
     Args:
         kind: of method.
@@ -71,6 +73,7 @@ def effort_of_method(kind: str, options: Any, started: bool) -> Effort:
         passes=getattr(options, "passes", 1),
         memory_gb=getattr(options, "max_memory_gb", 0.0),
         devices=getattr(options, "devices", 1),
+        features_gib=getattr(options, "features_gib", None),
     )
     if kind == "gp":
         return Effort(0, device, device, memory_gb=effort.memory_gb)
@@ -78,5 +81,5 @@ def effort_of_method(kind: str, options: Any, started: bool) -> Effort:
         return Effort(0)
     if kind == "swag":
         epochs = options.swag_epochs + (0 if started else options.max_epochs)
-        return Effort(epochs, device, passes=options.samples)
+        return Effort(epochs, device, passes=options.samples, features_gib=effort.features_gib)
     return effort

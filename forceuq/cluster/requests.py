@@ -154,6 +154,7 @@ def fitting(
     width: int = 256,
     memory_gb: float = 0.0,
     devices: int = 1,
+    features_gib: float | None = None,
 ) -> Request:
     """Return what a fit asks for.
 
@@ -165,12 +166,14 @@ def fitting(
         width: features of an atom.
         memory_gb: that the method holds beside its data, GiB.
         devices: GPUs that share each batch, or processes where ``device`` is cpu.
+        features_gib: node features that are held in the node's memory, where ``device`` is cpu; None: the usual.
     """
     gpus = devices if device == "cuda" else 0
     expected = min(epochs, EPOCHS_SMALL if atoms < LARGE_ATOMS else EPOCHS_LARGE)
     if speed is None:
         seconds = atoms * (expected / CACHED_TRAINING[device] / max(gpus, 1) + 2 / CACHED_PASS)
-        held = min(POOL_BYTES, 2 * atoms * (4 * width + 24)) if expected else 0
+        pool = POOL_BYTES if gpus or features_gib is None else 2 * features_gib * 2**30
+        held = min(pool, 2 * atoms * (4 * width + 24)) if expected else 0
     else:
         rate = gpus * speed.gpu if gpus else speed.core
         seconds = atoms * (expected * TRAINING[device] + 2) / rate

@@ -42,6 +42,7 @@ def extract_features(
     max_atoms_per_batch: int = 2048,
     max_edges_per_batch: int = 1_000_000,
     atoms_per_file: int = 200_000,
+    atoms_per_row_group: int | None = None,
     workers: int = 1,
     device: str = "auto",
 ) -> Extraction:
@@ -64,6 +65,8 @@ def extract_features(
         max_atoms_per_batch: atoms in a forward pass, at most (a larger structure goes alone).
         max_edges_per_batch: edges in a forward pass, at most (likewise).
         atoms_per_file: atoms in a Parquet file, at most.
+        atoms_per_row_group: atoms in a row group, at most, within which a forward pass lies; None: what follows from
+            the size of the part. To measure on a few structures what a large part takes.
         workers: processes that build graphs beside the model; 0: none, this one does it, as it does for few atoms.
         device: cpu, cuda, or auto.
 
@@ -87,7 +90,7 @@ def extract_features(
     if not len(rows):
         raise DataError(f"has no structures of part '{part}'", file=splits)
     atoms = atom_counts(structures, rows)
-    row_group = row_group_atoms(int(atoms.sum()))
+    row_group = atoms_per_row_group or row_group_atoms(int(atoms.sum()))
     first, last = shard_bounds(atoms, shards)[shard : shard + 2]
     rows, atoms = rows[first:last], atoms[first:last]
     metadata = FeatureMetadata(

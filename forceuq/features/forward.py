@@ -65,7 +65,10 @@ class Forward:
     """
 
     def __init__(self, backbone: Backbone, builder: GraphBuilder, device: str, done: Extraction) -> None:
+        import torch
+
         self._backbone, self._builder, self._device, self._done = backbone, builder, device, done
+        self._beside: Any = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]
 
     def all(self, work: Iterator[Batch]) -> Iterator[Passed]:
         """Yield batches, or halves of them, with node features (n, D) and ZBL forces (n, 3), in order.
@@ -123,10 +126,24 @@ class Forward:
 
     def _run(self, graph: Any) -> tuple[Any, ...]:
         # A frame of its own: what it holds on the device is free when the exception has been dealt with.
-        from forceuq.features.transfer import to_device
+        import torch
 
-        moved = to_device(graph, self._device)
-        return self._backbone.node_features(moved).float(), self._backbone.zbl(moved).double()
+        from forceuq.features.transfer import tensors_of, to_device
+
+        if self._beside is None:
+            moved = to_device(graph, self._device)
+            return self._backbone.node_features(moved).float(), self._backbone.zbl(moved).double()
+        # Orb's repulsion waits for the GPU, for a number of rows: on a stream of its own it does not wait for passes
+        # that are on their way.
+        main = torch.cuda.current_stream()
+        with torch.cuda.stream(self._beside):
+            moved = to_device(graph, self._device)
+            zbl = self._backbone.zbl(moved).double()
+        main.wait_stream(self._beside)
+        # Their memory is not for others of that stream until the pass is over.
+        for tensor in tensors_of([moved, zbl]):
+            tensor.record_stream(main)
+        return self._backbone.node_features(moved).float(), zbl
 
     def _shrink(self, batch: Batch, atoms: int, error: Exception) -> None:
         if len(batch) == 1:

@@ -1,7 +1,9 @@
 """Graphs built beside the model by processes of their own, in batches bounded by atoms and edges."""
 
 import contextlib
+import io
 import multiprocessing
+import pickle
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -52,11 +54,29 @@ def build(
     return [each for half in both for each in build(module, settings, half, max_edges)]
 
 
-def _build(kind: str, settings: Any, structures: list[Structure], max_edges: int) -> list[tuple[int, Any]]:
+class _Pickler(pickle.Pickler):
+    """Writes tensors as arrays.
+
+    torch's own way, a piece of shared memory for each, costs the process that receives them a system call or several
+    a tensor, which on a GPU took longer than the model.
+    """
+
+    def reducer_override(self, value: object) -> Any:
+        import torch
+
+        if isinstance(value, torch.Tensor) and value.device.type == "cpu" and not value.requires_grad:
+            return torch.from_numpy, (value.contiguous().numpy(),)
+        return NotImplemented
+
+
+def _build(kind: str, settings: Any, structures: list[Structure], max_edges: int) -> bytes:
+    """Return what ``build`` does, pickled, for another process."""
     import torch
 
     torch.set_num_threads(1)
-    return build(load_backbone_module(kind), settings, structures, max_edges)
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=5).dump(build(load_backbone_module(kind), settings, structures, max_edges))
+    return buffer.getvalue()
 
 
 class GraphBuilder:
@@ -85,16 +105,16 @@ class GraphBuilder:
             for batch in work:
                 yield from self.of(batch)
             return
-        waiting: deque[tuple[Batch, Future[list[tuple[int, Any]]]]] = deque()
+        waiting: deque[tuple[Batch, Future[bytes]]] = deque()
         for batch in work:
             structures = [structure for _, structure in batch]
             waiting.append((batch, self._pool.submit(_build, self._kind, self._settings, structures, self._max_edges)))
             if len(waiting) > self._ahead:
                 ready, future = waiting.popleft()
-                yield from _paired(ready, future.result())
+                yield from _paired(ready, pickle.loads(future.result()))
         while waiting:
             ready, future = waiting.popleft()
-            yield from _paired(ready, future.result())
+            yield from _paired(ready, pickle.loads(future.result()))
 
 
 def _paired(batch: Batch, graphs: list[tuple[int, Any]]) -> list[tuple[Batch, Any]]:

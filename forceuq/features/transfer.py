@@ -28,6 +28,18 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     return value
 
 
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return the tensors in a value, as ``map_tensors`` finds them."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, value)
+    return found
+
+
 def to_device(graph: Any, device: str) -> Any:
     """Return a graph whose tensors are on a device; to a GPU from pinned memory, while the host goes on."""
     if torch.device(device).type != "cuda":

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forceuq.backbones.head import ForceHead
-from forceuq.bll.batches import MEMORY_BYTES, Batch, Batches, Standardisation, check_width
+from forceuq.bll.batches import MEMORY_BYTES, Batches, Standardisation, check_width
+from forceuq.bll.objectives import mean_square
 from forceuq.bll.projection import Projection
 from forceuq.bll.run import Run, train_epochs, training_key
 from forceuq.errors import ConfigurationError
@@ -27,7 +28,7 @@ class HeadSettings:
         patience: epochs without a lower validation loss after which training stops.
         max_epochs: after which it stops in any case.
         device: torch's name of where to train.
-        memory_bytes: of features held.
+        memory_bytes: of features held, in the device's memory.
     """
 
     learning_rate: float = 1e-3
@@ -125,16 +126,14 @@ class HeadTraining:
         self.start = head
         self.standardisation = Standardisation.of(train)
         self.batches, self.held_out = (
-            Batches(reader, self.standardisation, settings.batch_structures, settings.memory_bytes)
+            Batches(reader, self.standardisation, settings.batch_structures, settings.memory_bytes, settings.device)
             for reader in self.readers
         )
         self.head = StandardisedHead(head, self.standardisation, settings.device)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the mean squared error of a force component, (eV/Å)²."""
-        x = torch.from_numpy(batch.x).to(self.settings.device)
-        y = torch.from_numpy(batch.y).to(self.settings.device)
-        return torch.mean((self.head(x) - y.float()) ** 2)
+    def loss(self, x: Tensor, y: Tensor, real: Tensor | None = None) -> Tensor:
+        """Return the mean squared error of a force component, (eV/Å)²; arguments as in ``BatchLoss``."""
+        return mean_square(self.head(x) - y.float(), real)
 
 
 def count_parameters(head: ForceHead) -> int:

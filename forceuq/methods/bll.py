@@ -59,6 +59,13 @@ class Options(BaseModel):
     patience: int = Field(default=10, ge=1, description="Epochs without a lower validation loss before training stops.")
     max_epochs: int = Field(default=1000, ge=1, description="Epochs of training, at most.")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where the projection is trained.")
+    features_gib: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="Node features held while training, GiB: in the GPU's memory with device cuda, else in the node's."
+        " What does not fit is read anew every epoch, and shuffled within pools of that size. null: 0.6 of a GPU's"
+        " memory, else 0.75.",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> "Options":
@@ -303,6 +310,7 @@ def _train(
 ) -> "TrainedProjection":
     import torch
 
+    from forceuq.bll.batches import held_bytes
     from forceuq.bll.training import TrainingSettings, train_projection
 
     if options.projection == "pretrained":
@@ -317,6 +325,7 @@ def _train(
         max_epochs=options.max_epochs,
         width=options.width,
         device=options.device,
+        memory_bytes=held_bytes(options.features_gib, options.device),
     )
     return train_projection(train, validation, head, settings, seed, checkpoints)
 

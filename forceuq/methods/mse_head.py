@@ -32,9 +32,17 @@ class Options(BaseModel):
     patience: int = Field(default=10, ge=1, description="Epochs without a lower validation loss before training stops.")
     max_epochs: int = Field(default=1000, ge=1, description="Epochs of training, at most.")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where the head is trained.")
+    features_gib: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="Node features held while training, GiB: in the GPU's memory with device cuda, else in the node's."
+        " What does not fit is read anew every epoch, and shuffled within pools of that size. null: 0.6 of a GPU's"
+        " memory, else 0.75.",
+    )
 
     def head_settings(self) -> "HeadSettings":
         """Return them as the training takes them."""
+        from forceuq.bll.batches import held_bytes
         from forceuq.force_head.training import HeadSettings
 
         return HeadSettings(
@@ -43,6 +51,7 @@ class Options(BaseModel):
             patience=self.patience,
             max_epochs=self.max_epochs,
             device=self.device,
+            memory_bytes=held_bytes(self.features_gib, self.device),
         )
 
 

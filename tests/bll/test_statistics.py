@@ -61,8 +61,8 @@ def test_blocks_add_up_to_the_same_bits_in_any_order_and_grouping(spread):
         for _ in range(60)
     ]
     whole = accumulate(blocks, 9)
-    # The products themselves, added in extended precision.
-    joint = [np.hstack([phi, y]) for phi, y in blocks]
+    # The products themselves, added in extended precision; as wide as there, since BLAS may sum other widths otherwise.
+    joint = [np.hstack([phi, y, np.zeros((50, 4))]) for phi, y in blocks]
     exact = sum((rows.T @ rows).astype(np.longdouble) for rows in joint).astype(float)
     assert exact[:9, :9].tobytes() == whole.gram.tobytes()
     plain = sum(rows.T @ rows for rows in joint)

@@ -122,7 +122,7 @@ def test_the_start_is_the_pretrained_projection(data, layers):
     (batch,) = Batches(train, scale, 1000).in_order()
     x = np.concatenate([block.features for block in train.blocks()])
     expected = head.penultimate(x)
-    np.testing.assert_allclose(projection(torch.from_numpy(batch.x)).detach(), expected, atol=2e-5)
+    np.testing.assert_allclose(projection(batch.x).detach(), expected, atol=2e-5)
     np.testing.assert_allclose(projection.head().penultimate(x), expected, atol=2e-5)
 
 

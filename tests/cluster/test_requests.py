@@ -69,6 +69,11 @@ def test_shuffled_reads_have_the_memory_that_they_hold():
     large = requests.fitting(MPTRJ, 1000, "cpu")
     assert large.memory_mb > 2 * MEMORY_BYTES / 10**6
     assert requests.fitting(MPTRJ, 0, "cpu").memory_mb < large.memory_mb
+    more = requests.fitting(MPTRJ, 1000, "cpu", features_gib=8.0)
+    assert more.memory_mb - large.memory_mb == pytest.approx(2 * (8 - 0.75) * 2**30 / 10**6, rel=0.01)
+    # On a GPU they are in its own memory.
+    on_gpu = requests.fitting(MPTRJ, 1000, "cuda", features_gib=48.0)
+    assert on_gpu.memory_mb == requests.fitting(MPTRJ, 1000, "cuda").memory_mb
 
 
 @pytest.mark.parametrize(("kind", "options"), [("mptrj", MptrjOptions()), ("rmd17", Rmd17Options())])
