@@ -32,7 +32,9 @@ SCHEMA = "structures"
 VERSION = 1
 ROW_GROUP = 1000
 DEFAULT_MAX_BAD_FRACTION = 0.01
-_HEAVIEST = 118
+HEAVIEST = 118
+# Å³ of a periodic cell; below it there is none.
+LEAST_VOLUME = 1e-6
 _REPORTED = 1000
 
 
@@ -109,7 +111,7 @@ def fault(candidate: Structure) -> str | None:
         return "empty structure_id or group_id"
     if s.numbers.ndim != 1 or n == 0:
         return f"no atoms (numbers have the shape {s.numbers.shape})"
-    if s.numbers.min() < 1 or s.numbers.max() > _HEAVIEST:
+    if s.numbers.min() < 1 or s.numbers.max() > HEAVIEST:
         return f"unknown element: atomic numbers {s.numbers.min()} to {s.numbers.max()}"
     for name, array, shape in (
         ("positions", s.positions, (n, 3)),
@@ -124,7 +126,7 @@ def fault(candidate: Structure) -> str | None:
     for name, value in (("energy", s.energy), ("energy_above_relaxed", s.energy_above_relaxed)):
         if value is not None and not math.isfinite(value):
             return f"{name} not finite"
-    if s.pbc and abs(np.linalg.det(s.cell)) < 1e-6:
+    if s.pbc and abs(np.linalg.det(s.cell)) < LEAST_VOLUME:
         return "periodic with a cell of no volume"
     return None
 

@@ -59,8 +59,7 @@ def read_materials(block: StructureBlock, text: bytes, single: bool) -> None:
         except (msgspec.DecodeError, KeyError, ValueError):
             pass
         else:
-            for item in structures:
-                block.add(item)
+            block.add_all(structures)
             return
     for material, frames in parse_members(text):
         if not isinstance(frames, Mapping) or not frames:
@@ -91,22 +90,33 @@ def _as_published(text: bytes) -> list[Structure]:
     ((material, frames),) = _DECODER.decode(b"{%b}" % text).items()
     if not frames:
         raise ValueError("no frames")
-    found = []
-    for frame, record in frames.items():
-        sites = record.structure.sites
-        species = [site.species[0] for site in sites]
-        if any(one.occu != 1 for one in species):
-            raise ValueError("partial occupation")
+    # Arrays of all frames at once: made for each frame they take a third of the reading.
+    records = list(frames.values())
+    atoms = [len(record.structure.sites) for record in records]
+    if [len(record.force) for record in records] != atoms:
+        raise ValueError("more or fewer forces than sites")
+    sites = [site for record in records for site in record.structure.sites]
+    species = [site.species[0] for site in sites]
+    if [one.occu for one in species].count(1) != len(species):
+        raise ValueError("partial occupation")
+    numbers = np.array([atomic_numbers[one.element] for one in species], np.int32)
+    positions = _vectors([site.xyz for site in sites])
+    forces = _vectors([force for record in records for force in record.force])
+    cells = np.array([record.structure.lattice.matrix for record in records])
+    found, first = [], 0
+    for frame, record, number, cell in zip(frames, records, atoms, cells, strict=True):
+        own = slice(first, first + number)
+        first += number
         found.append(
             Structure(
                 frame,
                 material,
-                numbers=np.array([atomic_numbers[one.element] for one in species], np.int32),
-                positions=_vectors([site.xyz for site in sites]),
-                cell=np.array(record.structure.lattice.matrix),
+                numbers=numbers[own],
+                positions=positions[own],
+                cell=cell,
                 pbc=True,
                 energy=record.corrected_total_energy,
-                forces=_vectors(record.force),
+                forces=forces[own],
                 energy_above_relaxed=record.energy_per_atom - record.e_per_atom_relaxed,
             )
         )

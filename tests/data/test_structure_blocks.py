@@ -1,0 +1,76 @@
+"""Structures looked at together: accepted and rejected as one by one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from forceuq.data.structure_blocks import StructureBlock, all_sound
+from forceuq.data.structures import fault, structure
+
+
+def sound(index):
+    rng = np.random.default_rng(index)
+    n = 1 + index % 4
+    return structure(
+        f"s{index}",
+        "group",
+        numbers=rng.integers(1, 119, n),
+        positions=rng.normal(size=(n, 3)),
+        forces=rng.normal(size=(n, 3)),
+        cell=np.diag([2.0, 3.0, 4.0]),
+        energy=-1.0,
+        energy_above_relaxed=0.1,
+    )
+
+
+FAULTS = {
+    "no id": {"structure_id": ""},
+    "no group": {"group_id": ""},
+    "no atoms": {"numbers": np.zeros(0, np.int32), "positions": np.zeros((0, 3)), "forces": np.zeros((0, 3))},
+    "number 0": {"numbers": np.array([1, 0], np.int32), "positions": np.ones((2, 3)), "forces": np.ones((2, 3))},
+    "number 119": {"numbers": np.array([119], np.int32), "positions": np.ones((1, 3)), "forces": np.ones((1, 3))},
+    "fewer forces": {"forces": np.zeros((1, 3))},
+    "flat positions": {"positions": np.zeros(9)},
+    "position inf": {"positions": np.array([[0, np.inf, 0], [0, 0, 0], [0, 0, 0]])},
+    "force nan": {"forces": np.full((3, 3), np.nan)},
+    "energy nan": {"energy": np.nan},
+    "energy above inf": {"energy_above_relaxed": -np.inf},
+    "cell nan": {"cell": np.full((3, 3), np.nan)},
+    "flat cell": {"cell": np.diag([1.0, 1.0, 0.0])},
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_what_one_by_one_is_rejected_is_rejected_together(name, place):
+    rows = [sound(index) for index in range(8)]
+    assert all_sound(rows)
+    rows[place] = replace(sound(2), **{"structure_id": "bad", **FAULTS[name]})
+    assert fault(rows[place]) is not None
+    assert not all_sound(rows)
+    together, single = StructureBlock(), StructureBlock()
+    together.add_all(rows)
+    for row in rows:
+        single.add(row)
+    assert together.rejected == single.rejected != []
+    assert together.table().equals(single.table())
+
+
+def test_sums_that_overflow_reject_nothing():
+    rows = [replace(sound(2), structure_id=str(index), positions=np.full((3, 3), 1e308)) for index in range(3)]
+    with np.errstate(over="ignore"):
+        assert not all_sound(rows)
+        block = StructureBlock()
+        block.add_all(rows)
+    assert block.rejected == []
+    assert len(block.table()) == 3
+
+
+def test_structures_without_energies_or_cells_are_taken():
+    rows = [replace(sound(0), energy=None), replace(sound(1), pbc=False, cell=np.zeros((3, 3)))]
+    block = StructureBlock()
+    block.add_all(rows)
+    block.add_all([])
+    assert block.rejected == []
+    assert len(block.table()) == 2
