@@ -10,7 +10,7 @@ from forceuq.configuration import load_configuration
 from forceuq.configuration.models import identity
 from forceuq.errors import ForceUQError
 from forceuq.fingerprint import code_fingerprint
-from forceuq.provenance.times import restore_times
+from forceuq.provenance.times import present_records, renew_times, restore_times
 
 min_version("9.24")
 
@@ -34,9 +34,12 @@ include: "rules/layout.smk"
 include: "rules/targets.smk"
 
 
-# A directory that was touched or copied is no changed one; Snakemake compares the content of files only.
+# A directory that was touched or copied is no changed one, and a changed file may look old; Snakemake compares the
+# content of newer files only.
 if workflow.is_main_process:
-    restore_times(RESULTS, CONFIG.run)
+    RECORDS = present_records(RESULTS, CONFIG.run)
+    restore_times(RESULTS, RECORDS)
+    renew_times(RESULTS, RECORDS)
 
 
 include: "rules/cluster.smk"

@@ -169,7 +169,8 @@ def accounted(chain: Chain) -> Iterator[Finding]:
         if not output.startswith(f"{chain.run}/"):
             path = chain.results / output
             folders.add(path if path.is_dir() else path.parent)
-    for folder in sorted(folders):
+    # A damaged record may tell of folders that are not there.
+    for folder in sorted(filter(Path.is_dir, folders)):
         for file in sorted(folder.iterdir()):
             name = file.relative_to(chain.results).as_posix()
             if file.is_dir() or file.name in MARKERS or name in expected:

@@ -15,17 +15,22 @@ MARKERS = frozenset({".snakemake_timestamp"})
 
 @dataclass(frozen=True)
 class Stat:
-    """What tells that a file was not written since it was hashed: size (bytes), mtime (ns) and inode."""
+    """What tells that a file was not written since it was hashed: size (bytes), mtime (ns), inode, and ctime (ns).
+
+    The last is the file system's own and cannot be set back. Notes of earlier versions are without it: such files are
+    hashed again.
+    """
 
     size: int
     mtime_ns: int
     inode: int
+    ctime_ns: int | None = None
 
     @classmethod
     def of(cls, path: Path) -> "Stat":
         """Return a file's."""
         state = path.stat()
-        return cls(state.st_size, state.st_mtime_ns, state.st_ino)
+        return cls(state.st_size, state.st_mtime_ns, state.st_ino, state.st_ctime_ns)
 
 
 def canonical(value: Any) -> bytes:

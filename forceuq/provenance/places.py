@@ -77,7 +77,8 @@ def relative(path: str | Path, base: Path) -> str:
     return absolute.relative_to(above).as_posix() if absolute.is_relative_to(above) else absolute.as_posix()
 
 
-def _made(results: Path, name: str) -> Path | None:
+def note_of(results: Path, name: str) -> Path | None:
+    """Return where an output's ``Made`` is kept; None: it lies outside of the results."""
     folder, _, rest = name.partition("/")
     if name.startswith("/") or not rest:
         return None
@@ -94,7 +95,7 @@ class Made:
 
 def write_made(results: Path, name: str, made: Made) -> None:
     """Note an output's record; ``name`` as of ``relative``."""
-    path = _made(results, name)
+    path = note_of(results, name)
     if path is None:
         raise DataError("an output outside of a run's folder; it cannot be traced", file=name)
     write_sealed(path, {"record": made.record, "stats": {key: asdict(stat) for key, stat in made.stats.items()}})
@@ -106,7 +107,7 @@ def read_made(results: Path, name: str) -> Made | None:
     Raises:
         DataError: the note was damaged or edited.
     """
-    path = _made(results, name)
+    path = note_of(results, name)
     if path is None or not path.exists():
         return None
     try:

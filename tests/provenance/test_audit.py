@@ -96,6 +96,15 @@ def test_a_flipped_bit_is_found(tree: Tree, kind: str) -> None:
     assert audit(tree.run).findings == []
 
 
+def test_a_record_that_tells_of_a_folder_that_is_not_there(tree: Tree) -> None:
+    path = tree.results / FILES["record"]
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"demo/fits', b'"temo/fits'))
+    assert path.read_bytes() != content
+    report = audit(tree.run)
+    assert FILES["record"] in {finding.path for finding in report.findings if finding.kind == Kind.ALTERED}
+
+
 def test_a_flipped_bit_in_what_is_kept_is_found(tree: Tree) -> None:
     for folder in ("demo", "cache"):
         path = sorted((tree.results / folder / "records/.kept").iterdir())[0]

@@ -72,6 +72,13 @@ def test_the_colour_of_a_plot(project: Project) -> None:
     assert project.why() == ["forceuq/figures/style.py changed: 5 figures, 1 ledger"]
 
 
+def test_a_docstring_and_a_comment(project: Project) -> None:
+    project.edit("forceuq/bll/posterior.py", '"""', '"""Said otherwise. ')
+    project.edit("forceuq/methods/bll.py", "\ndef ", "\n# A word.\ndef ")
+    assert project.planned() == set()
+    assert project.why() == ["Nothing to do: every result is there and up to date."]
+
+
 def test_a_shared_helper(project: Project) -> None:
     # Read by every job that reads or writes tables of metrics, by none before.
     project.edit("forceuq/metric_tables.py", "\ndef ", "\ndef _added():\n    return 1\n\n\ndef ")
@@ -156,12 +163,28 @@ def test_large_files_are_compared_by_content(project: Project) -> None:
     assert project.would_run()["features"] == cached(project)
 
 
-def test_other_content_under_an_old_time_stamp_is_found_by_the_audit_alone(project: Project) -> None:
+def test_other_content_under_an_old_time_stamp(project: Project) -> None:
+    """Also where size and inode stay as they were: the file system's own time tells."""
     raw = next(project.folder.glob("results/cache/datasets/alloys-*/raw"))
     state, content = raw.stat(), raw.read_bytes()
-    raw.write_bytes(content[:-2] + b" " + content[-1:])
+    place = content.rindex(b"}") - 1
+    with raw.open("r+b") as handle:
+        handle.seek(place)
+        handle.write(bytes([content[place] ^ 1]))
     os.utime(raw, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert project.planned() == set(), "Snakemake compares content only of what is newer"
+    alloys = raw.parent.name
+    parts = ("train", "val", "id", "near", "mid", "far")
+    assert project.planned() == (
+        {f"Reading the structures of {alloys}", f"Splitting {alloys}", *STRATA, *COSTS}
+        | {f"Caching the atom features of {alloys}, {part}, shard 0 of 1" for part in parts}
+        | of_fit("bll-mse", "alloys, mptrj")
+        | of_fit("bll-pretrained", "alloys, mptrj")
+        | {job for job in AFTER_METRICS | SURFACES if "molecules" not in job}
+    )
+    assert project.why() == [
+        f"the content of results/cache/datasets/{alloys}/raw changed: 1 data set, 1 splitting, 6 feature caches, "
+        "2 fits, 2 predictions, 2 calibrations, 2 measurements, 1 merging, 1 comparison, 4 figures, 3 tables, 1 ledger"
+    ]
     command = [sys.executable, "-m", "forceuq", "audit", "results/tiny"]
     done = subprocess.run(
         command, cwd=project.folder, env=project.environment(), capture_output=True, text=True, check=False
@@ -169,6 +192,9 @@ def test_other_content_under_an_old_time_stamp_is_found_by_the_audit_alone(proje
     assert done.returncode == 1, done.stdout + done.stderr
     altered = done.stdout[done.stdout.index("altered") :].split("\n\n")[0]
     assert f"cache/datasets/{raw.parent.name}/raw" in altered
+    # As it was: nothing is to be done again, though it is newer now.
+    raw.write_bytes(content)
+    assert project.planned() == set()
 
 
 def test_a_fresh_clone_over_existing_results(project: Project, tmp_path: Path) -> None:
