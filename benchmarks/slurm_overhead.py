@@ -4,13 +4,15 @@
 
 The paper's configuration (rMD17 and MPtrj together, each method with that many seeds; the default gives 2,142 jobs)
 goes through ``snakemake --profile slurm`` on the tests' cluster (Slurm must be installed), with this repository's
-profile and rules. Only what runs inside the jobs is replaced: they sleep and make empty outputs. A job could start
+profile and rules. Only what runs inside the jobs is replaced: they sleep, from half as long to one and a half times as
+long, and make empty outputs. A job could start
 when its inputs are there and fewer jobs than the profile allows are on their way; the i-th such moment is compared
 with the i-th submission.
 """
 
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -42,7 +44,7 @@ while [ $# -gt 0 ]; do
     --job-name) name=$2; shift ;;
     --output) output=$2; shift ;;
     --comment) comment=$2; shift ;;
-    --wrap=*) targets=$(printf %s "$1" | sed "s/.*--target-jobs \\(.*\\) --allowed-rules.*/\\1/") ;;
+    --wrap=*) targets=${1#*--target-jobs }; targets=${targets%% --allowed-rules*} ;;
   esac
   shift
 done
@@ -50,16 +52,20 @@ set -- --parsable --job-name "$name" --output "$output" --comment "$comment" -p 
 exec {sbatch} "$@" --wrap="sh {job} $targets"
 """
 JOB = """\
-sleep {seconds}
-# In a group calibrate comes before metrics, which must not be older.
-printf '%s\\n' "$@" | sort | while read -r target; do
+# The shell's own commands as far as they go: on a real cluster this is other machines' work.
+make_outputs() {{
+  while case $1 in */*) true ;; *) false ;; esac; do set -- "${{1%%/*}}%${{1#*/}}"; done
   while read -r output; do
     case ${{output##*/}} in
-      *.*) mkdir -p "$(dirname "$output")"; echo > "$output" ;;
+      *.*) [ -d "${{output%/*}}" ] || mkdir -p "${{output%/*}}"; echo > "$output" ;;
       *) mkdir -p "$output" ;;
     esac
-  done < "{folder}/outputs/$(printf %s "$target" | tr / %)"
-done
+  done < "{folder}/outputs/$1"
+}}
+sleep $(({shortest} + SLURM_JOB_ID * 7919 % {span}))
+# In a group calibrate comes before metrics, which must not be older.
+for target in "$@"; do case $target in calibrate*) make_outputs "$target" ;; esac; done
+for target in "$@"; do case $target in calibrate*) ;; *) make_outputs "$target" ;; esac; done
 """
 
 
@@ -99,10 +105,10 @@ def prepare(folder: Path, seeds: int) -> None:
         file.touch()
 
 
-def put_to_sleep(cluster: Cluster, folder: Path, seconds: float) -> None:
+def put_to_sleep(cluster: Cluster, folder: Path, seconds: int) -> None:
     """Put another sbatch before the cluster's own."""
     (folder / "outputs").mkdir(parents=True)
-    (folder / "job.sh").write_text(JOB.format(seconds=seconds, folder=folder))
+    (folder / "job.sh").write_text(JOB.format(shortest=seconds // 2, span=seconds + 1, folder=folder))
     sbatch = cluster.folder / "bin/sbatch"
     real = sbatch.rename(cluster.folder / "bin/real-sbatch")
     sbatch.write_text(SBATCH.replace("{sbatch}", str(real)).replace("{job}", str(folder / "job.sh")))
@@ -143,13 +149,13 @@ def waits(events: list[dict]) -> list[float]:
 
 
 def main() -> None:
-    seeds, seconds = (float(value) for value in [*sys.argv[1:], *["8", "1"][len(sys.argv) - 1 :]])
+    seeds, seconds = (int(value) for value in [*sys.argv[1:], *["8", "30"][len(sys.argv) - 1 :]])
     folder = Path(tempfile.mkdtemp(prefix="fq", dir="/tmp"))
     cluster = Cluster(folder / "s")
     project, sleeping = folder / "project", folder / "sleeping"
     project.mkdir()
     try:
-        prepare(project, int(seeds))
+        prepare(project, seeds)
         cluster.start()
         put_to_sleep(cluster, sleeping, seconds)
         environment = {
@@ -180,10 +186,12 @@ def main() -> None:
         f"from could start to submitted: median {statistics.median(of_all):.2f} s,"
         f" 90 % below {of_all[int(0.9 * len(of_all))]:.2f} s, at most {of_all[-1]:.2f} s"
     )
-    nothing = "Nothing to be done" in dry.stdout + dry.stderr
+    nothing = "Nothing to be done" in dry.stdout + dry.stderr or re.search(r"^total +0$", dry.stdout, re.MULTILINE)
     processor = after.children_user + after.children_system - before.children_user - before.children_system
     found = "nothing" if nothing else "something"
     print(f"dry run that finds {found} to do: {dry_took:.1f} s, of the processor {processor:.1f} s")
+    if not nothing:
+        print(dry.stdout[-3000:])
 
 
 if __name__ == "__main__":
