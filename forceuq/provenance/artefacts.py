@@ -8,6 +8,9 @@ from forceuq.provenance.digests import Stat, files_of, hashed, tree_digest
 from forceuq.provenance.places import Folder, Made, read_made, relative, write_made
 from forceuq.provenance.schema import Artefact, FileEntry, RecordReference, read_record
 
+# Files that a message names; more are counted.
+_NAMED = 5
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -65,13 +68,22 @@ def taken_artefact(name: str, path: Path, results: Path) -> Taken:
         found = _artefact(name, path, results, entries)
         if found.sha256 != output.sha256:
             raise DataError(
-                f"is not what the job of its record ({file}) made: SHA-256 {found.sha256}, not {output.sha256}. "
-                "Remove it, to make it again",
+                f"is not what the job of its record ({file}) made: SHA-256 {found.sha256}, not {output.sha256}"
+                f"{_differing(path, found, output)}. Remove it, to make it again",
                 file=path,
             )
         write_made(results, place, Made(made.record, stats))
     reference = RecordReference(path=relative(file, results), digest=record.digest)
     return Taken(path, output.model_copy(update={"name": name, "files": None, "record": reference}), stats)
+
+
+def _differing(path: Path, found: Artefact, recorded: Artefact) -> str:
+    """Return words on the files of a directory that are not as recorded; none on a file."""
+    is_, was = ({entry.path: entry.sha256 for entry in each.files or ()} for each in (found, recorded))
+    names = sorted(name for name in is_.keys() | was.keys() if is_.get(name) != was.get(name))
+    listed = ", ".join(str(path / name) for name in names[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f" (changed, missing or added: {listed}{more})" if names else ""
 
 
 def _hash(path: Path) -> tuple[dict[str, tuple[str, int]], dict[str, Stat]]:

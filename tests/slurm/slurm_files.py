@@ -1,10 +1,12 @@
 """The configuration files of the test cluster: Slurm's, its database's and the clients' wrappers."""
 
+import fcntl
 import os
 import secrets
 import shutil
 import socket
 import stat
+import tempfile
 from pathlib import Path
 
 CLIENTS = ("sacct", "sacctmgr", "salloc", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun", "sstat")
@@ -27,11 +29,25 @@ def on_loopback(name: str) -> bool:
 
 
 def free_ports(first: int, count: int) -> int:
-    """Return the first of a block of ports that nothing listens on."""
+    """Return the first of a block of ports that nothing listens on.
+
+    It is this process's until it ends: clusters that start together, and do not listen yet, take different ones.
+    """
     for start in range(first, first + 2000, 20):
-        if not any(_is_open(port) for port in range(start, start + count)):
+        if _reserve(start) and not any(_is_open(port) for port in range(start, start + count)):
             return start
     raise RuntimeError(f"no {count} free ports from {first} on")
+
+
+def _reserve(start: int) -> bool:
+    """Lock a block of ports against other processes that ask for one; return whether none has."""
+    file = os.open(Path(tempfile.gettempdir(), f"forceuq-ports-{start}.lock"), os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return False
+    return True  # left open: the lock ends with the process
 
 
 def _is_open(port: int) -> bool:
