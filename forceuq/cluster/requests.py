@@ -4,8 +4,8 @@ The rates are those of the slowest machine that is still meant: jobs that ask fo
 too much wait somewhat longer. Times hold a factor of three over what was measured or published:
 
 * reading MPtrj's JSON is bound by its parser, a core;
-* on one core ``forceuq-small`` caches 1,700 atoms a second (docs/rmd17-small.md), and training the last hidden layer
-  on cached features does 50,000, validation included;
+* on one core ``forceuq-small`` caches 1,700 atoms a second (2,200 in docs/rmd17-small.md), and training the last hidden
+  layer on cached features does 50,000, validation included;
 * on MPtrj the paper reports epochs of 130 s with a frozen Orb-v3 and of 184 s for LoRA, each on four A100s, 70 of
   them, and 200 to 300 epochs on rMD17. At 49 million atoms at most that is 76,000 and 53,000 atoms a second and GPU.
 """
