@@ -56,7 +56,7 @@ test: setup ## run the test suite
 	@OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist loadfile
 
 test-slurm: setup ## what clusters do to jobs, done to a real Slurm (docs/slurm-tests.md)
-	@OMP_NUM_THREADS=1 $(bin)/python -m pytest tests/slurm -m "slurm or slurm_faults" -n 3 --dist load
+	@OMP_NUM_THREADS=1 $(bin)/python -m pytest tests/slurm -m "slurm or slurm_faults" -n 3 --dist load --maxschedchunk 1
 
 lint: setup ## ruff, mypy, snakefmt, snakemake --lint
 	@$(bin)/ruff check . && $(bin)/ruff format --check .

@@ -1,5 +1,6 @@
 """forceuq: from raw structures to calibrated uncertainties of forces. See README.md."""
 
+import gc
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from forceuq.fingerprint import code_fingerprint
 from forceuq.provenance.times import present_records, renew_times, restore_times
 
 min_version("9.24")
+
+# Thousands of jobs are millions of objects that stay, and going through them again and again for garbage is a quarter
+# of the time that Snakemake takes to find out what is to do.
+if workflow.is_main_process:
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 50)
 
 # Not a plain `configfile:` statement: its keys would be mixed into those of a --configfile given instead.
 if "run" not in config:

@@ -63,6 +63,8 @@ class Run:
     def __init__(self, command: list[str], folder: Path, environment: Mapping[str, str]) -> None:
         self.log = folder / f"snakemake-{len(list(folder.glob('snakemake-*.log')))}.log"
         with self.log.open("wb") as output:
+            # Ctrl-C is ignored in what a shell runs in its background, and in what that starts.
+            command = ["env", "--default-signal=INT", *command]
             self.process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
             )
