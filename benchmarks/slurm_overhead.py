@@ -2,12 +2,11 @@
 
     python benchmarks/slurm_overhead.py [seeds] [seconds a job]
 
-The paper's configuration (rMD17 and MPtrj together, each method with that many seeds; the default gives 2,142 jobs)
+The paper's configuration (rMD17 and MPtrj together, each method with that many seeds; the default gives 2,193 jobs)
 goes through ``snakemake --profile slurm`` on the tests' cluster (Slurm must be installed), with this repository's
 profile and rules. Only what runs inside the jobs is replaced: they sleep, from half as long to one and a half times as
-long, and make empty outputs. A job could start
-when its inputs are there and fewer jobs than the profile allows are on their way; the i-th such moment is compared
-with the i-th submission.
+long, and make empty outputs. A job could start when its inputs are there and fewer jobs than the profile allows are on
+their way; the i-th such moment is compared with the i-th submission.
 """
 
 import json
@@ -149,7 +148,7 @@ def waits(events: list[dict]) -> list[float]:
 
 
 def main() -> None:
-    seeds, seconds = (int(value) for value in [*sys.argv[1:], *["8", "30"][len(sys.argv) - 1 :]])
+    seeds, seconds = (int(value) for value in [*sys.argv[1:], *["6", "30"][len(sys.argv) - 1 :]])
     folder = Path(tempfile.mkdtemp(prefix="fq", dir="/tmp"))
     cluster = Cluster(folder / "s")
     project, sleeping = folder / "project", folder / "sleeping"
@@ -172,9 +171,11 @@ def main() -> None:
         if done.returncode:
             sys.exit(f"{done.stdout}\n{done.stderr}"[-5000:])
         events = [json.loads(line) for line in (sleeping / "events").read_text().splitlines()]
-        began, before = time.perf_counter(), os.times()
-        dry = subprocess.run([*command, "--dry-run"], check=False, **run)
-        dry_took, after = time.perf_counter() - began, os.times()
+        dry_took = []
+        for _ in range(3):
+            began = time.perf_counter()
+            dry = subprocess.run([*command, "--dry-run"], check=False, **run)
+            dry_took.append(time.perf_counter() - began)
     finally:
         cluster.stop()
         shutil.rmtree(folder)
@@ -187,9 +188,8 @@ def main() -> None:
         f" 90 % below {of_all[int(0.9 * len(of_all))]:.2f} s, at most {of_all[-1]:.2f} s"
     )
     nothing = "Nothing to be done" in dry.stdout + dry.stderr or re.search(r"^total +0$", dry.stdout, re.MULTILINE)
-    processor = after.children_user + after.children_system - before.children_user - before.children_system
     found = "nothing" if nothing else "something"
-    print(f"dry run that finds {found} to do: {dry_took:.1f} s, of the processor {processor:.1f} s")
+    print(f"dry run that finds {found} to do, three times: {', '.join(f'{seconds:.1f}' for seconds in dry_took)} s")
     if not nothing:
         print(dry.stdout[-3000:])
 
