@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forceuq.bll.rank_update import add_product
 from forceuq.bll.statistics import SufficientStatistics, accumulate, merged
 from forceuq.errors import DataError, FitError
 
@@ -61,12 +62,14 @@ def test_blocks_add_up_to_the_same_bits_in_any_order_and_grouping(spread):
         for _ in range(60)
     ]
     whole = accumulate(blocks, 9)
-    # The products themselves, added in extended precision; as wide as there, since BLAS may sum other widths otherwise.
-    joint = [np.hstack([phi, y, np.zeros((50, 4))]) for phi, y in blocks]
-    exact = sum((rows.T @ rows).astype(np.longdouble) for rows in joint).astype(float)
+    # The products themselves, added in extended precision: 12 columns already, so that BLAS sums as it does there.
+    products = [np.zeros((12, 12)) for _ in blocks]
+    for product, (phi, y) in zip(products, blocks, strict=True):
+        add_product(product, np.hstack([phi, y]))
+    lower = sum(product.astype(np.longdouble) for product in products).astype(float)
+    exact = lower + np.tril(lower, -1).T
     assert exact[:9, :9].tobytes() == whole.gram.tobytes()
-    plain = sum(rows.T @ rows for rows in joint)
-    assert plain.tobytes() != exact.tobytes(), "a plain sum would do: this tests nothing"
+    assert sum(products).tobytes() != lower.tobytes(), "a plain sum would do: this tests nothing"
     for _ in range(20):
         order = rng.permutation(60)
         edges = np.unique([0, *rng.integers(1, 60, rng.integers(0, 10)), 60])
