@@ -23,6 +23,8 @@ _LOGGER = logging.getLogger(__name__)
 # Matrices of n x n float64 that an evaluation holds at its worst, with what is small beside them.
 _MATRICES = 3.3
 _NATS = math.log(1e6)
+# Of hyperparameters: the NLML, and its derivatives by the logarithms of lengthscale, outputscale and noise.
+Likelihood = Callable[[Hyperparameters], tuple[float, tuple[float, float, float]]]
 
 
 def needed_bytes(n: int) -> int:
@@ -110,6 +112,7 @@ def optimise(
     *,
     max_evaluations: int,
     min_noise: float,
+    likelihood: Likelihood | None = None,
 ) -> Hyperparameters:
     """Return the hyperparameters of the least NLML that L-BFGS-B finds.
 
@@ -124,6 +127,7 @@ def optimise(
         trace: of evaluations, filled here.
         max_evaluations: of the NLML; 0 returns the start.
         min_noise: smallest noise.
+        likelihood: gives NLML and gradient at hyperparameters; None is ``nlml``.
 
     Raises:
         FitError: an NLML that is not finite, or a covariance that is not positive definite.
@@ -139,7 +143,8 @@ def optimise(
         wanted = [float(value) for value in point]
         if number == len(trace.points) or trace.points[number] != wanted:
             del trace.points[number:], trace.values[number:], trace.gradients[number:]
-            value, gradient = nlml(kernel, x, y, Hyperparameters(*np.exp(wanted).tolist()))
+            there = Hyperparameters(*np.exp(wanted).tolist())
+            value, gradient = nlml(kernel, x, y, there) if likelihood is None else likelihood(there)
             if not (math.isfinite(value) and all(map(math.isfinite, gradient))):
                 raise FitError(
                     f"evaluation {number + 1}: the NLML of {len(x)} atoms is {value} with gradient {gradient} at"

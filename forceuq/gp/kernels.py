@@ -1,7 +1,7 @@
 """Stationary kernels of the distance between features, with their derivative. Imports torch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,6 +75,52 @@ def slope_product(kernel: KernelName, x: Tensor, weights: Tensor, parameters: Hy
         slope = parameters.outputscale * _KERNELS[kernel][1](q)
         total += float((weights[start : start + _ROWS] * slope).sum())
     return total
+
+
+def product(kernel: KernelName, x: Tensor, vectors: Tensor, parameters: Hyperparameters) -> Tensor:
+    """Return the covariances of the function at x (n, D) times vectors (n, T), of which no more than a tile is kept."""
+    out = torch.zeros_like(vectors)
+    for here, there, q in _tiles(x / parameters.lengthscale):
+        tile = _KERNELS[kernel][0](q)
+        out[here].addmm_(tile, vectors[there])
+        if here != there:
+            out[there].addmm_(tile.T, vectors[here])
+    return out.mul_(parameters.outputscale)
+
+
+def slope_forms(kernel: KernelName, x: Tensor, left: Tensor, right: Tensor, parameters: Hyperparameters) -> Tensor:
+    """Return left^T S right of each pair of columns (T,); S is the covariances' derivative by log lengthscale.
+
+    Args:
+        kernel: of the function.
+        x: (n, D) inputs.
+        left: (n, T).
+        right: (n, T).
+        parameters: at which.
+    """
+    out = torch.zeros(left.shape[1], dtype=torch.float64, device=x.device)
+    for here, there, q in _tiles(x / parameters.lengthscale):
+        tile = _KERNELS[kernel][1](q)
+        out += (left[here] * (tile @ right[there])).sum(0)
+        if here != there:
+            out += (left[there] * (tile.T @ right[here])).sum(0)
+    return out.mul_(parameters.outputscale)
+
+
+def slopes(kernel: KernelName, x: Tensor, y: Tensor, parameters: Hyperparameters) -> Tensor:
+    """Return the derivatives (n, m) by log lengthscale of the covariances at x (n, D) and y (m, D)."""
+    q = _squared_distances(x / parameters.lengthscale, y / parameters.lengthscale)
+    return _KERNELS[kernel][1](q).mul_(parameters.outputscale)
+
+
+def _tiles(scaled: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield the squared distances of the tiles on and above the diagonal: those below are their transposes."""
+    for i in range(0, len(scaled), _ROWS):
+        for j in range(i, len(scaled), _ROWS):
+            q = _squared_distances(scaled[i : i + _ROWS], scaled[j : j + _ROWS])
+            if i == j:
+                q.fill_diagonal_(0.0)
+            yield slice(i, i + _ROWS), slice(j, j + _ROWS), q
 
 
 def median_distance(x: Tensor) -> float:
