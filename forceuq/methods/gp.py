@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from forceuq.backbones.head import ForceHead
     from forceuq.features.cache import FeatureReader
     from forceuq.gp.exact import Trace
+    from forceuq.gp.iterative import Settings
     from forceuq.gp.kernels import Hyperparameters
+    from forceuq.gp.solvers import Posterior
 
 _LOGGER = logging.getLogger(__name__)
 _SCHEMA = "gp"
@@ -53,6 +55,23 @@ class Options(BaseModel):
         gt=0.0,
         description="Memory (GiB) that it may take; with more atoms than fit, it refuses to start.",
     )
+    solver: Literal["auto", "cholesky", "cg"] = Field(
+        default="auto",
+        description="Cholesky, or preconditioned conjugate gradients (slower, without a matrix of all pairs of atoms);"
+        " auto: Cholesky where the memory does for it.",
+    )
+    preconditioner_rank: int = Field(default=500, ge=1, description="With cg: of the pivoted Cholesky preconditioner.")
+    cg_tolerance: float = Field(
+        default=1e-6,
+        gt=0.0,
+        lt=1.0,
+        description="With cg: largest error of a mean, in units of the targets' root mean square, and of a variance,"
+        " as a share of itself.",
+    )
+    max_cg_iterations: int = Field(default=2000, ge=1, description="With cg: of one solve; with more it fails.")
+    probes: int = Field(
+        default=16, ge=1, description="With cg: random vectors from which the marginal likelihood is estimated."
+    )
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where it is fitted and predicts.")
 
 
@@ -74,12 +93,12 @@ class FittedGP:
     head: "ForceHead"
     tensors: dict[str, NDArray[Any]]
     report: dict[str, Any]
-    _factor: "Tensor | None" = field(default=None, repr=False)
+    _posterior: "Posterior | None" = field(default=None, repr=False)
 
     def save(self, directory: Path) -> None:
         """Write the training atoms' features and weights, hyperparameters, options and report.
 
-        Not the n x n factor: it is gigabytes, and made again in a third of one evaluation.
+        Not the n x n factor or the preconditioner: they are large, and made again in a part of one evaluation.
         """
         from safetensors.numpy import save_file
 
@@ -105,8 +124,8 @@ class FittedGP:
 
         from forceuq.bll.batches import check_width
         from forceuq.features.cache import FeatureReader
-        from forceuq.gp.exact import factorise, predict
         from forceuq.gp.kernels import Hyperparameters
+        from forceuq.gp.solvers import posterior
 
         reader = FeatureReader(feature_dirs)
         check_width([reader], self.head)
@@ -115,14 +134,15 @@ class FittedGP:
         scale = float(self.tensors["target_scale"][0])
         inputs = self._inputs(self.tensors["features"], device)
         alpha = torch.from_numpy(self.tensors["alpha"]).to(device)
-        kernel = self.options.kernel
-        if self._factor is None:
-            self._factor = factorise(kernel, inputs, parameters)
+        if self._posterior is None:
+            self._posterior = posterior(self.report["solver"], self.options.kernel, parameters, _settings(self.options))
+            self._posterior.prepare(inputs)
+        atoms = self._posterior.atoms(len(inputs))
         unit = pack_symmetric(np.eye(3))
         for block in reader.blocks():
             at = self._inputs(self.head.penultimate(block.features), device)
             # Few atoms at a time: the covariances with all training atoms are n numbers each.
-            parts = [predict(kernel, inputs, self._factor, alpha, rows, parameters) for rows in torch.split(at, 2048)]
+            parts = [self._posterior.predict(inputs, alpha, rows) for rows in torch.split(at, atoms)]
             mean = torch.cat([part[0] for part in parts]).cpu().numpy() * scale
             variance = torch.cat([part[1] for part in parts]).cpu().numpy() * scale**2
             yield PredictionBlock(
@@ -170,8 +190,10 @@ def fit(
     from forceuq.backbones.head import ForceHead
     from forceuq.bll.batches import check_width
     from forceuq.features.cache import FeatureReader
-    from forceuq.gp.exact import factorise, optimise
+    from forceuq.gp.exact import optimise
+    from forceuq.gp.iterative import ProbedLikelihood
     from forceuq.gp.kernels import Hyperparameters, median_distance
+    from forceuq.gp.solvers import choose, posterior
 
     if starts_from is not None:
         raise ConfigurationError("starts_from: a Gaussian process starts from no fit; drop starts_from")
@@ -179,7 +201,16 @@ def fit(
     reader = FeatureReader(data.train)
     head = ForceHead.load(data.head)
     check_width([reader], head)
-    _refuse_too_many(reader.n_atoms, options, device)
+    settings = _settings(options)
+    solver = choose(
+        options.solver,
+        reader.n_atoms,
+        len(head.weights[-1][1]),
+        settings,
+        options.max_memory_gb,
+        options.subset,
+        device,
+    )
 
     features, targets = _read(reader, head)
     centre = features.mean(axis=0, dtype=np.float64)
@@ -214,6 +245,7 @@ def fit(
     )
     seconds["subset"] = time.perf_counter() - began
     began = time.perf_counter()
+    probed = ProbedLikelihood(options.kernel, x, y, parameters, settings, seed) if solver == "cg" else None
     if options.subset < len(x):
         parameters = optimise(
             options.kernel,
@@ -223,15 +255,18 @@ def fit(
             traces.all,
             max_evaluations=options.evaluations,
             min_noise=options.min_noise,
+            likelihood=probed,
         )
     seconds["all atoms"] = time.perf_counter() - began
     began = time.perf_counter()
-    factor = factorise(options.kernel, x, parameters)
-    tensors["alpha"] = torch.cholesky_solve(y, factor).contiguous().cpu().numpy()
+    fitted._posterior = posterior(solver, options.kernel, parameters, settings)
+    fitted._posterior.prepare(x)
+    alpha, solving = fitted._posterior.solve(x, y)
+    tensors["alpha"] = alpha.contiguous().cpu().numpy()
     tensors["hyperparameters"] = np.array([parameters.lengthscale, parameters.outputscale, parameters.noise])
     seconds["posterior"] = time.perf_counter() - began
-    fitted._factor = factor
     fitted.report.update(_report(reader, options, parameters, target_scale, traces, seconds))
+    fitted.report.update({"solver": solver, **solving})
     return fitted
 
 
@@ -263,23 +298,10 @@ def _device(options: Options) -> str:
     return options.device
 
 
-def _refuse_too_many(n: int, options: Options, device: str) -> None:
-    import os
+def _settings(options: Options) -> "Settings":
+    from forceuq.gp.iterative import Settings
 
-    import torch
-
-    from forceuq.gp.exact import needed_bytes
-
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if device == "cuda":
-        there = torch.cuda.get_device_properties(0).total_memory
-    allowed = min(options.max_memory_gb * 2**30, there)
-    if needed_bytes(n) > allowed:
-        raise FitError(
-            f"an exact Gaussian process of {n} training atoms takes {needed_bytes(n) / 2**30:.1f} GiB, and"
-            f" {allowed / 2**30:.1f} GiB are allowed here (max_memory_gb {options.max_memory_gb:g}, machine"
-            f" {there / 2**30:.1f}): take fewer training structures, more memory, or another method"
-        )
+    return Settings(options.preconditioner_rank, options.cg_tolerance, options.max_cg_iterations, options.probes)
 
 
 def _read(reader: "FeatureReader", head: "ForceHead") -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -349,7 +371,6 @@ def _report(
         "parameters": {"trained": 3},
         "passes": {"backbone": 1, "head": 1},
         "seconds": seconds,
-        "solver": "cholesky",
         "hyperparameters": {**asdict(parameters), "target_scale": target_scale},
         "nlml": {"subset": traces.subset.values, "all": traces.all.values},
     }

@@ -12,6 +12,7 @@ from forceuq.calibration import ValidationLikelihood, fit_calibration
 from forceuq.errors import ConfigurationError, DataError, FitError
 from forceuq.features.cache import FeatureMetadata, FeatureReader, FeatureWriter
 from forceuq.gp import exact
+from forceuq.gp.iterative import ProbedLikelihood
 from forceuq.methods import TrainingData, gp
 from forceuq.metrics import evaluate
 from forceuq.predictions import read_predictions, write_predictions
@@ -219,3 +220,61 @@ def test_bad_input_is_named(data, fitted, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ConfigurationError, match="no GPU"):
             gp.fit(data, gp.Options(device="cuda"), 0, tmp_path)
+
+
+CG = {"solver": "cg", "preconditioner_rank": 40, "cg_tolerance": 1e-7, "probes": 4}
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "matern52"])
+def test_conjugate_gradients_predict_what_cholesky_does(data, tmp_path, kernel):
+    one = fit(data, tmp_path / "one", kernel=kernel, solver="cholesky", evaluations=0)
+    other = fit(data, tmp_path / "other", kernel=kernel, **CG, evaluations=0)
+    np.testing.assert_array_equal(one.tensors["hyperparameters"], other.tensors["hyperparameters"])
+    wanted, found, again = (
+        list(each.predict(data.validation)) for each in (one, other, gp.load(tmp_path / "other/fit"))
+    )
+    for name in ("mean", "floor", "spread"):
+        np.testing.assert_allclose(joined(found, name), joined(wanted, name), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(joined(found, name), joined(again, name))
+    assert (one.report["solver"], other.report["solver"]) == ("cholesky", "cg")
+    assert other.report["cg"]["rank"] == 40
+    assert other.report["cg"]["iterations"] > 0
+    assert other.report["cg"]["residual"] < 1e-7
+
+
+def test_conjugate_gradients_in_blocks_of_another_size(data, tmp_path, monkeypatch):
+    found = fit(data, tmp_path, **CG, evaluations=0)
+    whole = list(found.predict(data.validation))
+    monkeypatch.setattr("forceuq.gp.iterative._BATCH_ATOMS", 7)
+    for name in ("mean", "spread"):
+        np.testing.assert_allclose(
+            joined(list(found.predict(data.validation)), name), joined(whole, name), rtol=1e-5, atol=1e-7
+        )
+
+
+def test_an_interrupted_fit_by_conjugate_gradients_ends_at_the_same_bits(data, tmp_path, monkeypatch):
+    wanted = fit(data, tmp_path / "whole", **CG)
+    calls = []
+    original = ProbedLikelihood.estimate
+
+    def interrupted(self, parameters):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, parameters)
+
+    monkeypatch.setattr(ProbedLikelihood, "estimate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(data, tmp_path / "cut", **CG)
+    found = fit(data, tmp_path / "cut", **CG)
+    # The first evaluation is not made again.
+    assert len(calls) == 1 + len(wanted.report["nlml"]["all"])
+    assert (tmp_path / "cut/fit/gp.safetensors").read_bytes() == (tmp_path / "whole/fit/gp.safetensors").read_bytes()
+    assert found.report["nlml"] == wanted.report["nlml"]
+
+
+def test_conjugate_gradients_are_taken_where_cholesky_does_not_fit(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(exact, "needed_bytes", lambda n: 2**40 if n > 100 else 1)
+    assert fit(data, tmp_path, evaluations=0, preconditioner_rank=40).report["solver"] == "cg"
+    with pytest.raises(FitError, match="take `solver: cg`"):
+        fit(data, tmp_path, solver="cholesky")
