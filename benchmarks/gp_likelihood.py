@@ -71,7 +71,6 @@ def main() -> None:
     print(f"prediction, 1000 atoms       {1000 * predicting / PREDICTED:7.2f} s ({predicting / bare:.1f} x n² an atom)")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory                  {peak:7.2f} GiB (allowed for: {needed_bytes(atoms) / 2**30:.2f})")
-    del factor
     by_iterations(x, y, at)
 
 
