@@ -24,6 +24,9 @@ LARGEST_MEMBER = 128 * 2**20
 _QUOTE, _BACKSLASH, _OPEN, _CLOSE = b'"\\{}'
 _KEY = re.compile(rb'[ \t\n\r]*(,?)[ \t\n\r]*("(?:[^"\\]|\\.)*")[ \t\n\r]*:[ \t\n\r]*')
 _LONGEST_KEY = 2**16
+# Shifts by which the parity of a word's bits up to each is found, and that of its last bit.
+_DOUBLING = tuple(np.uint64(shift) for shift in (1, 2, 4, 8, 16, 32))
+_LAST_BIT = np.uint64(63)
 _BLANK = b" \t\n\r"
 _DAMAGED = "not a whole JSON file ({}); fetch it again"
 
@@ -111,6 +114,7 @@ class _Cutter:
 
     def spans(self, block_bytes: int) -> Iterator[Span]:
         buffer = bytearray(block_bytes)
+        self._flags = np.empty(-(-block_bytes // 64) * 64, dtype=np.bool_)
         offset = 0
         while n := os.readv(self._descriptor, [buffer]):
             block = np.frombuffer(buffer, dtype=np.uint8, count=n)
@@ -135,25 +139,41 @@ class _Cutter:
 
     def _brackets(self, block: NDArray[np.uint8]) -> Iterator[tuple[int, bool, int]]:
         """Yield the braces that open or close the outermost object or a member: position, opens, depth after."""
-        quotes = block == _QUOTE
-        self._unescape(block, quotes)
-        # Few bytes are quotes or braces: from here on only they are looked at.
-        found = np.flatnonzero(quotes | (block == _OPEN) | (block == _CLOSE))
-        kind = block[found]
-        quote = kind == _QUOTE
-        # Counted modulo 256, which keeps what is odd.
-        inside = np.add.accumulate(quote.view(np.uint8), dtype=np.uint8)
-        inside += np.uint8(self._in_string)
-        self._in_string = bool(inside[-1] & 1) if len(inside) else self._in_string
-        # An escaped quote is inside a string, or it is damage that the parser names.
-        brace = np.flatnonzero((inside & 1) + quote == 0)
-        step = np.int8(124) - kind[brace].view(np.int8)  # 1 for {, -1 for }
-        depth = np.add.accumulate(step, dtype=np.int32)
-        depth += self._depth
-        self._depth = int(depth[-1]) if len(depth) else self._depth
-        # A brace that opens the object or a member, or closes one.
-        for index in np.flatnonzero(depth + (step < 0) <= 2).tolist():
-            yield int(found[brace[index]]), bool(step[index] > 0), int(depth[index])
+        quotes, opens, closes = (self._words(block, character) for character in (_QUOTE, _OPEN, _CLOSE))
+        # The parity of the quotes up to each bit: in its word, then with the words before.
+        inside = quotes
+        for shift in _DOUBLING:
+            inside ^= inside << shift
+        odd = np.bitwise_xor.accumulate(inside >> _LAST_BIT)
+        odd ^= np.uint64(self._in_string)
+        # A quote that is escaped is inside a string, or it is damage that the parser names.
+        inside[1:] ^= np.negative(odd[:-1])
+        if self._in_string:
+            inside[0] = ~inside[0]
+        self._in_string = bool(odd[-1])
+        outside = np.invert(inside, out=inside)
+        opens &= outside
+        closes &= outside
+        lost = np.bitwise_count(closes).astype(np.int32)
+        steps = np.bitwise_count(opens).astype(np.int32) - lost
+        before = np.add.accumulate(steps)
+        before += self._depth
+        self._depth = int(before[-1])
+        before -= steps
+        # Most words are deep inside members: from here on only the others are looked at.
+        near = np.flatnonzero((before - lost <= 1) & ((opens | closes) != 0))
+        yield from _few_brackets(near, opens[near], closes[near], before[near] - _exclusive(steps[near]))
+
+    def _words(self, block: NDArray[np.uint8], character: int) -> NDArray[np.uint64]:
+        """Return where a character is, a bit a byte, without the quotes that are escaped."""
+        flags = self._flags[: -(-len(block) // 64) * 64]
+        flags[len(block) :] = False
+        found = flags[: len(block)]
+        escapes = character == _QUOTE and (self._escaped or np.equal(block, _BACKSLASH, out=found).any())
+        np.equal(block, character, out=found)
+        if escapes:
+            self._unescape(block, found)
+        return np.packbits(flags, bitorder="little").view("<u8")
 
     def _unescape(self, block: NDArray[np.uint8], quotes: NDArray[np.bool_]) -> None:
         """Take the quotes away that follow an odd number of backslashes."""
@@ -217,6 +237,24 @@ class _Cutter:
             at = offset + len(text) - len(text.lstrip(_BLANK))
             what = "more follows its end" if self._ended else "not an object"
             raise DataError(_DAMAGED.format(f"{what} at byte {at}"), file=self._path)
+
+
+def _few_brackets(
+    words: NDArray[np.int64], opens: NDArray[np.uint64], closes: NDArray[np.uint64], depths: NDArray[np.int32]
+) -> Iterator[tuple[int, bool, int]]:
+    """Yield of some words what ``_Cutter._brackets`` does; depths: those before each, without the words before it."""
+    bits = np.unpackbits((opens | closes).view(np.uint8), bitorder="little").reshape(-1, 64)
+    word, place = np.nonzero(bits)
+    opening = (opens[word] >> place.astype(np.uint64) & np.uint64(1)).astype(np.bool_)
+    depth = np.add.accumulate(np.where(opening, 1, -1)) + depths[word]
+    for index in np.flatnonzero(depth + ~opening <= 2).tolist():
+        yield int(64 * words[word[index]] + place[index]), bool(opening[index]), int(depth[index])
+
+
+def _exclusive(values: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the sum of what is before each value."""
+    sums: NDArray[np.int32] = np.add.accumulate(values, dtype=np.int32) - values
+    return sums
 
 
 def _read(descriptor: int, start: int, stop: int) -> bytes:
