@@ -1,10 +1,13 @@
 """The columns of a structures file, and structures as a table of them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from forceuq.data.structures import Structure
@@ -30,28 +33,78 @@ ENCODING = {
 }
 
 
-def structures_table(rows: Sequence["Structure"]) -> pa.Table:
-    """Return structures as a table in the file's columns."""
-    if not rows:
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Structures, n of them with N atoms in all, an array or a list for each column.
+
+    Args:
+        structure_ids: n of them.
+        group_ids: n of them.
+        atoms: those of each structure.
+        numbers: (N,) int32, atomic numbers.
+        positions: (N, 3) float64, Å.
+        cells: (n, 3, 3) float64, lattice vectors as rows, Å.
+        pbc: whether each is periodic.
+        energies: eV; None where it is not known.
+        forces: (N, 3) float64, eV/Å.
+        energies_above_relaxed: eV/atom; None where undefined.
+    """
+
+    structure_ids: list[str]
+    group_ids: list[str]
+    atoms: list[int]
+    numbers: NDArray[np.int32]
+    positions: NDArray[np.float64]
+    cells: NDArray[np.float64]
+    pbc: list[bool]
+    energies: list[float | None]
+    forces: NDArray[np.float64]
+    energies_above_relaxed: list[float | None]
+
+
+def structure_columns(rows: Sequence["Structure"]) -> Columns:
+    """Return some structures, at least one, as columns."""
+    return Columns(
+        structure_ids=[s.structure_id for s in rows],
+        group_ids=[s.group_id for s in rows],
+        atoms=[len(s) for s in rows],
+        numbers=np.concatenate([s.numbers for s in rows]),
+        positions=np.concatenate([s.positions for s in rows]),
+        cells=np.stack([s.cell for s in rows]),
+        pbc=[s.pbc for s in rows],
+        energies=[s.energy for s in rows],
+        forces=np.concatenate([s.forces for s in rows]),
+        energies_above_relaxed=[s.energy_above_relaxed for s in rows],
+    )
+
+
+def columns_table(parts: Sequence[Columns]) -> pa.Table:
+    """Return columns, one after another, as a table in the file's columns."""
+    if not parts:
         return FIELDS.empty_table()
-    atoms = np.cumsum([0, *(len(s) for s in rows)], dtype=np.int32)
+
+    def joined(name: str, kind: pa.DataType) -> pa.Array:
+        return pa.array(list(chain.from_iterable(getattr(part, name) for part in parts)), kind)
+
+    def flat(name: str, kind: pa.DataType) -> pa.Array:
+        return pa.array(np.concatenate([getattr(part, name).reshape(-1) for part in parts]), kind)
+
+    atoms = np.cumsum([0, *chain.from_iterable(part.atoms for part in parts)], dtype=np.int32)
 
     def ragged(name: str, width: int, kind: pa.DataType) -> pa.Array:
-        flat = np.concatenate([getattr(s, name).reshape(-1) for s in rows])
-        return pa.ListArray.from_arrays(pa.array(atoms * width, pa.int32()), pa.array(flat, kind))
+        return pa.ListArray.from_arrays(pa.array(atoms * width, pa.int32()), flat(name, kind))
 
-    cells = np.concatenate([s.cell.reshape(-1) for s in rows])
     return pa.Table.from_arrays(
         [
-            pa.array([s.structure_id for s in rows], pa.string()),
-            pa.array([s.group_id for s in rows], pa.string()),
+            joined("structure_ids", pa.string()),
+            joined("group_ids", pa.string()),
             ragged("numbers", 1, pa.int32()),
             ragged("positions", 3, pa.float64()),
-            pa.FixedSizeListArray.from_arrays(pa.array(cells, pa.float64()), 9),
-            pa.array([s.pbc for s in rows], pa.bool_()),
-            pa.array([s.energy for s in rows], pa.float64()),
+            pa.FixedSizeListArray.from_arrays(flat("cells", pa.float64()), 9),
+            joined("pbc", pa.bool_()),
+            joined("energies", pa.float64()),
             ragged("forces", 3, pa.float64()),
-            pa.array([s.energy_above_relaxed for s in rows], pa.float64()),
+            joined("energies_above_relaxed", pa.float64()),
         ],
         schema=FIELDS,
     )

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from forceuq.data.structure_columns import ENCODING, FIELDS, structures_table
+from forceuq.data.structure_columns import ENCODING, FIELDS, columns_table, structure_columns
 from forceuq.errors import DataError
 from forceuq.files import remove_leftovers, whole_file, write_json
 from forceuq.parquet_schema import open_parquet, schema_metadata
@@ -248,7 +248,7 @@ class StructureWriter:
 
     def _collect(self, table: pa.Table | None = None) -> None:
         if self._rows:
-            self._tables.append(structures_table(self._rows))
+            self._tables.append(columns_table([structure_columns(self._rows)]))
             self._rows = []
         if table is not None:
             self._tables.append(table)

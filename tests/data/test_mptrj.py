@@ -285,7 +285,7 @@ def test_the_quick_reader_gives_what_the_careful_one_gives(numbers, energy):
     data.update(force=[numbers[:3], numbers[3:]], corrected_total_energy=energy, energy_per_atom=numbers[0])
     data["structure"]["sites"][0]["xyz"] = numbers[2:5]
     text = json.dumps({"mp-1": {"a": data, "b": record("mp-1", 0.1)}})[1:-1].encode()
-    assert len(_as_published(text)) == 2
+    assert len(_as_published(text).atoms) == 2
     quick, careful = StructureBlock(), StructureBlock()
     read_materials(quick, text, single=True)
     read_materials(careful, text, single=False)

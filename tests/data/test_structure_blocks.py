@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from forceuq.data.structure_blocks import StructureBlock, all_sound
+from forceuq.data.structure_columns import FIELDS, structure_columns
 from forceuq.data.structures import fault, structure
 
 
@@ -30,8 +31,6 @@ FAULTS = {
     "no atoms": {"numbers": np.zeros(0, np.int32), "positions": np.zeros((0, 3)), "forces": np.zeros((0, 3))},
     "number 0": {"numbers": np.array([1, 0], np.int32), "positions": np.ones((2, 3)), "forces": np.ones((2, 3))},
     "number 119": {"numbers": np.array([119], np.int32), "positions": np.ones((1, 3)), "forces": np.ones((1, 3))},
-    "fewer forces": {"forces": np.zeros((1, 3))},
-    "flat positions": {"positions": np.zeros(9)},
     "position inf": {"positions": np.array([[0, np.inf, 0], [0, 0, 0], [0, 0, 0]])},
     "force nan": {"forces": np.full((3, 3), np.nan)},
     "energy nan": {"energy": np.nan},
@@ -41,28 +40,44 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize("place", [0, 3, 7])
-def test_what_one_by_one_is_rejected_is_rejected_together(name, place):
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_one_by_one_is_rejected_is_not_sound_together(name, place):
     rows = [sound(index) for index in range(8)]
-    assert all_sound(rows)
+    assert all_sound(structure_columns(rows))
     rows[place] = replace(sound(2), **{"structure_id": "bad", **FAULTS[name]})
     assert fault(rows[place]) is not None
-    assert not all_sound(rows)
-    together, single = StructureBlock(), StructureBlock()
-    together.add_all(rows)
-    for row in rows:
+    assert not all_sound(structure_columns(rows))
+
+
+def test_columns_and_structures_and_what_is_rejected_keep_their_order():
+    rows = [sound(index) for index in range(7)]
+    bad = replace(sound(2), structure_id="bad", energy=np.nan)
+    mixed, single = StructureBlock(), StructureBlock()
+    mixed.add(rows[0])
+    mixed.add_columns(structure_columns(rows[1:3]))
+    mixed.add(bad)
+    mixed.add_columns(structure_columns(rows[3:4]))
+    mixed.add(rows[4])
+    mixed.add(rows[5])
+    mixed.reject("worse", "for a reason")
+    mixed.add_columns(structure_columns(rows[6:]))
+    for row in [*rows[:3], bad, *rows[3:6]]:
         single.add(row)
-    assert together.rejected == single.rejected != []
-    assert together.table().equals(single.table())
+    single.reject("worse", "for a reason")
+    single.add(rows[6])
+    assert mixed.rejected == single.rejected == [(3, "bad", "energy not finite"), (6, "worse", "for a reason")]
+    assert mixed.table().equals(single.table())
+    assert mixed.table().column("structure_id").to_pylist() == [row.structure_id for row in rows]
 
 
-def test_sums_that_overflow_reject_nothing():
+def test_sums_that_overflow_are_left_to_the_look_at_each():
     rows = [replace(sound(2), structure_id=str(index), positions=np.full((3, 3), 1e308)) for index in range(3)]
     with np.errstate(over="ignore"):
-        assert not all_sound(rows)
+        assert not all_sound(structure_columns(rows))
         block = StructureBlock()
-        block.add_all(rows)
+        for row in rows:
+            block.add(row)
     assert block.rejected == []
     assert len(block.table()) == 3
 
@@ -70,7 +85,12 @@ def test_sums_that_overflow_reject_nothing():
 def test_structures_without_energies_or_cells_are_taken():
     rows = [replace(sound(0), energy=None), replace(sound(1), pbc=False, cell=np.zeros((3, 3)))]
     block = StructureBlock()
-    block.add_all(rows)
-    block.add_all([])
+    for row in rows:
+        assert not all_sound(structure_columns([row]))
+        block.add(row)
     assert block.rejected == []
     assert len(block.table()) == 2
+
+
+def test_a_block_of_nothing_is_a_table_of_nothing():
+    assert StructureBlock().table().equals(FIELDS.empty_table())

@@ -10,7 +10,8 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from forceuq.data.json_members import parse_members
-from forceuq.data.structure_blocks import StructureBlock
+from forceuq.data.structure_blocks import StructureBlock, all_sound
+from forceuq.data.structure_columns import Columns
 from forceuq.data.structures import Structure, structure
 
 Vector = tuple[float, float, float]
@@ -55,12 +56,13 @@ def read_materials(block: StructureBlock, text: bytes, single: bool) -> None:
     """
     if single:
         try:
-            structures = _as_published(text)
+            columns = _as_published(text)
         except (msgspec.DecodeError, KeyError, ValueError):
             pass
         else:
-            block.add_all(structures)
-            return
+            if all_sound(columns):
+                block.add_columns(columns)
+                return
     for material, frames in parse_members(text):
         if not isinstance(frames, Mapping) or not frames:
             block.reject(material, "not an object of frames")
@@ -76,7 +78,7 @@ def read_materials(block: StructureBlock, text: bytes, single: bool) -> None:
                 block.add(item)
 
 
-def _as_published(text: bytes) -> list[Structure]:
+def _as_published(text: bytes) -> Columns:
     """Return the frames of one material.
 
     Raises:
@@ -90,37 +92,26 @@ def _as_published(text: bytes) -> list[Structure]:
     ((material, frames),) = _DECODER.decode(b"{%b}" % text).items()
     if not frames:
         raise ValueError("no frames")
-    # Arrays of all frames at once: made for each frame they take a third of the reading.
     records = list(frames.values())
     atoms = [len(record.structure.sites) for record in records]
     if [len(record.force) for record in records] != atoms:
         raise ValueError("more or fewer forces than sites")
-    sites = [site for record in records for site in record.structure.sites]
+    sites = list(chain.from_iterable([record.structure.sites for record in records]))
     species = [site.species[0] for site in sites]
     if [one.occu for one in species].count(1) != len(species):
         raise ValueError("partial occupation")
-    numbers = np.array([atomic_numbers[one.element] for one in species], np.int32)
-    positions = _vectors([site.xyz for site in sites])
-    forces = _vectors([force for record in records for force in record.force])
-    cells = np.array([record.structure.lattice.matrix for record in records])
-    found, first = [], 0
-    for frame, record, number, cell in zip(frames, records, atoms, cells, strict=True):
-        own = slice(first, first + number)
-        first += number
-        found.append(
-            Structure(
-                frame,
-                material,
-                numbers=numbers[own],
-                positions=positions[own],
-                cell=cell,
-                pbc=True,
-                energy=record.corrected_total_energy,
-                forces=forces[own],
-                energy_above_relaxed=record.energy_per_atom - record.e_per_atom_relaxed,
-            )
-        )
-    return found
+    return Columns(
+        structure_ids=list(frames),
+        group_ids=[material] * len(frames),
+        atoms=atoms,
+        numbers=np.array([atomic_numbers[one.element] for one in species], np.int32),
+        positions=_vectors([site.xyz for site in sites]),
+        cells=np.array([record.structure.lattice.matrix for record in records]),
+        pbc=[True] * len(frames),
+        energies=[record.corrected_total_energy for record in records],
+        forces=_vectors(list(chain.from_iterable([record.force for record in records]))),
+        energies_above_relaxed=[record.energy_per_atom - record.e_per_atom_relaxed for record in records],
+    )
 
 
 def _vectors(rows: Sequence[Vector]) -> NDArray[np.float64]:
