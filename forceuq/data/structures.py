@@ -215,18 +215,13 @@ class StructureWriter:
             table: structures that have no fault; repeated ids are rejected here.
             rejected: row that it came before, id and reason of each rejected structure, in order.
         """
-        keep = []
-        waiting = deque(rejected)
-        for row, structure_id in enumerate(table.column("structure_id").to_pylist()):
-            while waiting and waiting[0][0] <= row:
-                self.reject(*waiting.popleft()[1:])
-            reason = self._repeated(structure_id)
-            if reason is not None:
-                self.reject(structure_id, reason)
-            keep.append(reason is None)
-        for _, structure_id, reason in waiting:
-            self.reject(structure_id, reason)
-        sound = table if all(keep) else table.filter(pa.array(keep))
+        ids = table.column("structure_id").to_pylist()
+        keys = {_key(structure_id) for structure_id in ids}
+        if not rejected and len(keys) == len(ids) and self._seen.isdisjoint(keys):
+            self._seen |= keys
+            sound = table
+        else:
+            sound = table.filter(pa.array(self._kept(ids, deque(rejected)), pa.bool_()))
         self.written += sound.num_rows
         self.atoms += pc.sum(pc.list_value_length(sound.column("numbers"))).as_py() or 0
         self._collect(sound)
@@ -238,9 +233,22 @@ class StructureWriter:
         if len(self._rejected) < _REPORTED:
             self._rejected.append({"id": structure_id, "reason": reason})
 
+    def _kept(self, ids: Sequence[str], waiting: deque[tuple[int, str, str]]) -> list[bool]:
+        """Reject repeated ids and what waits, in the order of the rows; return which rows are left."""
+        keep = []
+        for row, structure_id in enumerate(ids):
+            while waiting and waiting[0][0] <= row:
+                self.reject(*waiting.popleft()[1:])
+            reason = self._repeated(structure_id)
+            if reason is not None:
+                self.reject(structure_id, reason)
+            keep.append(reason is None)
+        for _, structure_id, reason in waiting:
+            self.reject(structure_id, reason)
+        return keep
+
     def _repeated(self, structure_id: str) -> str | None:
-        # Eight bytes an id: 1.6 million structures collide with a probability of 1e-7.
-        key = hashlib.blake2b(structure_id.encode(), digest_size=8).digest()
+        key = _key(structure_id)
         if key in self._seen:
             return "duplicate structure_id"
         self._seen.add(key)
@@ -275,6 +283,11 @@ class StructureWriter:
                 "max_bad_fraction if the loss is acceptable",
                 file=self.path,
             )
+
+
+def _key(structure_id: str) -> bytes:
+    # Eight bytes an id: 1.6 million structures collide with a probability of 1e-7.
+    return hashlib.blake2b(structure_id.encode(), digest_size=8).digest()
 
 
 def report_path(structures: str | Path) -> Path:

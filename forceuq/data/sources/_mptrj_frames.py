@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -19,7 +19,8 @@ Vector = tuple[float, float, float]
 
 class _Species(msgspec.Struct, gc=False):
     element: str
-    occu: float
+    # As it is published; what is not goes the careful way.
+    occu: Literal[1]
 
 
 class _Site(msgspec.Struct, gc=False):
@@ -97,14 +98,11 @@ def _as_published(text: bytes) -> Columns:
     if [len(record.force) for record in records] != atoms:
         raise ValueError("more or fewer forces than sites")
     sites = list(chain.from_iterable([record.structure.sites for record in records]))
-    species = [site.species[0] for site in sites]
-    if [one.occu for one in species].count(1) != len(species):
-        raise ValueError("partial occupation")
     return Columns(
         structure_ids=list(frames),
         group_ids=[material] * len(frames),
         atoms=atoms,
-        numbers=np.array([atomic_numbers[one.element] for one in species], np.int32),
+        numbers=np.array([atomic_numbers[site.species[0].element] for site in sites], np.int32),
         positions=_vectors([site.xyz for site in sites]),
         cells=np.array([record.structure.lattice.matrix for record in records]),
         pbc=[True] * len(frames),
