@@ -27,7 +27,7 @@ from forceuq.processes import ordered_map
 # More would wait for the one that cuts the file and writes the structures; and each takes about 100 MB.
 MAX_THREADS = 8
 # Of JSON that a process is given at a time, if no material is larger.
-_PIECE = 2 * 2**20
+_PIECE = 8 * 2**20
 
 PARTS = ("train", "val", "id", "near", "mid", "far")
 STRATA = PARTS[2:]
