@@ -29,7 +29,7 @@ def data():
 
 @pytest.fixture(autouse=True)
 def several_tiles(monkeypatch):
-    monkeypatch.setattr(kernels, "_ROWS", 16)
+    monkeypatch.setattr(kernels, "_TILE_ROWS", {"cpu": 16})
 
 
 def dense(kernel, x, parameters=AT):
