@@ -4,6 +4,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from forceuq.backbones import load_backbone_module
 from forceuq.data.splits import read_part
 from forceuq.data.structures import read_structures
 from forceuq.errors import ConfigurationError, DataError
+from forceuq.features.behind import Behind
 from forceuq.features.cache import FeatureWriter
 from forceuq.features.forward import Extraction, Forward
 from forceuq.features.graphs import Batch, graph_builder
@@ -111,32 +113,43 @@ def extract_features(
         tqdm(total=len(rows), desc=part, unit="structure", mininterval=2) as progress,
         torch.inference_mode(),
         graph_builder(kind, settings, max_edges_per_batch, workers if atoms.sum() >= _WORKERS_PAY else 0) as builder,
+        # A GPU is not kept waiting while features are written.
+        Behind(partial(_write, writer, structures)) as writing,
     ):
         began = time.perf_counter()
         work = _batches(structures, rows, passes(atoms, row_group, max_atoms_per_batch), done)
         for batch, features, zbl in Forward(backbone, builder, device, done).all(work):
             entered = time.perf_counter()
-            try:
-                writer.add(
-                    np.repeat([row for row, _ in batch], [len(s) for _, s in batch]),
-                    np.concatenate([np.arange(len(s)) for _, s in batch]),
-                    np.concatenate([s.numbers for _, s in batch]),
-                    np.concatenate([s.forces for _, s in batch]),
-                    zbl,
-                    features,
-                )
-            except DataError as error:
-                first_id, last_id = batch[0][1].structure_id, batch[-1][1].structure_id
-                raise DataError(f"in the batch from {first_id} to {last_id}: {error}", file=structures) from error
+            writing.call(batch, features, zbl)
             done.writing += time.perf_counter() - entered
             done.atoms += sum(len(structure) for _, structure in batch)
             progress.update(len(batch))
+        entered = time.perf_counter()
+        writing.wait()
+        done.writing += time.perf_counter() - entered
         done.seconds = time.perf_counter() - began
     _LOGGER.info(
         "%d atoms in %.1f s: reading %.1f, waiting for graphs %.1f, model %.1f, writing %.1f; the bottleneck: %s",
         *(done.atoms, done.seconds, done.reading, done.graphs, done.model, done.writing, done.bottleneck),
     )
     return done
+
+
+def _write(
+    writer: FeatureWriter, structures: Path, batch: Batch, features: NDArray[np.float32], zbl: NDArray[np.float64]
+) -> None:
+    try:
+        writer.add(
+            np.repeat([row for row, _ in batch], [len(s) for _, s in batch]),
+            np.concatenate([np.arange(len(s)) for _, s in batch]),
+            np.concatenate([s.numbers for _, s in batch]),
+            np.concatenate([s.forces for _, s in batch]),
+            zbl,
+            features,
+        )
+    except DataError as error:
+        first_id, last_id = batch[0][1].structure_id, batch[-1][1].structure_id
+        raise DataError(f"in the batch from {first_id} to {last_id}: {error}", file=structures) from error
 
 
 def _batches(

@@ -29,7 +29,7 @@ class Extraction:
         reading: seconds of reading structures.
         graphs: seconds of waiting for graphs; of building them, without processes that do.
         model: seconds in the model, and of waiting for what it gives.
-        writing: seconds of writing.
+        writing: seconds of waiting for what is written beside the model.
         out_of_memory: how often the device's memory did not do for a pass. It was halved then, as were those after
             it: other sums of the same products, so features that differ by rounding.
     """
