@@ -13,14 +13,18 @@ from forceuq.data.json_members import member_spans, parse_members, read_span
 from forceuq.errors import DataError
 
 # What could be taken for structure, beside plain text.
-TEXT = st.text(st.sampled_from('ab"\\{}[]:, \n\té\U0001f600'), max_size=6)
+TEXT = st.text(st.sampled_from('ab"\\{}[]:, \n\té\U0001f600'), max_size=6) | st.text(
+    st.sampled_from('"\\{}'), min_size=60, max_size=70
+)
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=12,
 )
 MEMBER = st.tuples(TEXT, st.dictionaries(TEXT, st.dictionaries(TEXT, VALUE, max_size=3), max_size=3) | VALUE)
-STYLE = st.tuples(st.sampled_from([None, 0, 2]), st.booleans(), st.sampled_from(["", " ", "\n\t "]), st.integers(1, 40))
+# Blocks of less than one of the cutter's words of 64 bytes, of one and of several.
+BLOCK = st.integers(1, 40) | st.sampled_from([63, 64, 65, 128, 200, 1000])
+STYLE = st.tuples(st.sampled_from([None, 0, 2]), st.booleans(), st.sampled_from(["", " ", "\n\t "]), BLOCK)
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
