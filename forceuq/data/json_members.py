@@ -156,10 +156,8 @@ class _Cutter:
         closes &= outside
         lost = np.bitwise_count(closes).astype(np.int32)
         steps = np.bitwise_count(opens).astype(np.int32) - lost
-        before = np.add.accumulate(steps)
-        before += self._depth
-        self._depth = int(before[-1])
-        before -= steps
+        before = _exclusive(steps) + self._depth
+        self._depth = int(before[-1] + steps[-1])
         # Most words are deep inside members: from here on only the others are looked at.
         near = np.flatnonzero((before - lost <= 1) & ((opens | closes) != 0))
         yield from _few_brackets(near, opens[near], closes[near], before[near] - _exclusive(steps[near]))

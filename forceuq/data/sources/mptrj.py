@@ -24,8 +24,8 @@ from forceuq.data.structures import StructureWriter, read_columns, structures_me
 from forceuq.errors import DataError
 from forceuq.processes import ordered_map
 
-# More would wait for the one that cuts the file and writes the structures; and each takes about 100 MB.
-MAX_THREADS = 8
+# More would wait for the one that cuts the file and writes the structures; and each takes about 130 MB.
+MAX_THREADS = 6
 # Of JSON that a process is given at a time, if no material is larger.
 _PIECE = 8 * 2**20
 
