@@ -31,6 +31,9 @@ HIGHEST_RATIO = 1e8
 _EPS = float(np.finfo(np.float64).eps)
 _FIXED_POINT_STEPS = 10
 _RESTARTS = 4
+# Steps along the gradient between them, and by how many powers of two a step may be shorter or longer than it.
+_DESCENTS = 10
+_DOUBLINGS = 10
 
 
 class _Solution(NamedTuple):
@@ -230,8 +233,9 @@ def fit_evidence(statistics: SufficientStatistics) -> EvidenceFit:
     few fixed-point steps ``lambda_d = K gamma_d / (B_n Sigma_e^-1 B_n^T)_dd`` (Tipping 2001,
     https://jmlr.org/papers/v1/tipping01a.html) and then L-BFGS-B on log lambda, within the bounds
     ``LOWEST_RATIO`` and ``HIGHEST_RATIO`` on lambda_d / (Phi^T Phi)_dd. With many rows the evidence is known
-    to about N * 1e-16, and a line search can fail on that before its own tolerance is met: what is required
-    is a small gradient, wherever the optimiser stopped.
+    to about N * 1e-16, with nearly collinear features far less well, and a line search can fail on that before its own
+    tolerance is met: it starts again from where the slope alone says that the evidence is higher, and what is
+    required is a small gradient, wherever the optimiser stopped.
 
     Raises:
         FitError: too few rows, values that are not finite, targets reproduced to rounding, no convergence.
@@ -258,6 +262,19 @@ def fit_evidence(statistics: SufficientStatistics) -> EvidenceFit:
         held = ((ratio <= low) & (gradient > 0.0)) | ((ratio >= high) & (gradient < 0.0))
         return float(np.abs(np.where(held, 0.0, gradient)).max(initial=0.0))
 
+    def downhill(ratio: Vector) -> Vector:
+        # By the slope alone: collinear features leave the value uncertain by far more than the gradient.
+        for _ in range(_DESCENTS):
+            gradient = at(ratio)[1]
+            farthest = ratio
+            for doubling in range(-_DOUBLINGS, _DOUBLINGS):
+                further = np.clip(ratio - 2.0**doubling * gradient, low, high)
+                if at(further)[1] @ (further - ratio) >= 0.0:
+                    break
+                farthest = further
+            ratio = farthest
+        return ratio
+
     ratio = np.clip(np.full(len(used), -np.log(statistics.n)), low, high)
     value, gradient, noise, solution = at(ratio)
     trace.append(value)
@@ -274,7 +291,10 @@ def fit_evidence(statistics: SufficientStatistics) -> EvidenceFit:
 
     rounding = statistics.width * _EPS * max(abs(value), 1.0)
     tolerance = k * max(1e-3, float(np.sqrt(rounding)))
-    for _ in range(_RESTARTS):
+    for restart in range(_RESTARTS):
+        if restart and free(ratio, gradient) > tolerance:
+            ratio = downhill(ratio)
+            value, gradient, noise, solution = at(ratio)
         if free(ratio, gradient) <= tolerance:
             break
         result = minimize(  # type: ignore[call-overload]

@@ -5,9 +5,11 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, ortho_group
 from sklearn.linear_model import ARDRegression, BayesianRidge
 
+from forceuq.bll import evidence
 from forceuq.bll.evidence import (
     HIGHEST_RATIO,
     LOWEST_RATIO,
+    _profiled,
     effective_parameters,
     fit_evidence,
     nlml,
@@ -334,3 +336,22 @@ def test_many_rows(problem, scale):
     least_squares = np.linalg.solve(one.gram, one.cross)
     residual = one.target - least_squares.T @ one.cross
     np.testing.assert_allclose(found.noise, residual / 300, rtol=1e-3)
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_value_that_is_known_to_a_ten_thousandth_only_does_not_end_the_search(seed, monkeypatch):
+    """What nearly collinear features make of the value, whose gradient stays accurate."""
+    rng = np.random.default_rng(seed)
+    phi = rng.normal(size=(400, 30)) @ rng.normal(size=(30, 30)) * np.logspace(0, -3, 30)
+    y = phi @ rng.normal(size=(30, 3)) + rng.normal(size=(400, 3))
+    statistics = accumulate([(phi.astype(np.float32), y)], 30)
+    exact = fit_evidence(statistics)
+
+    def coarse(*arguments):
+        value, *others = _profiled(*arguments)
+        return round(value, 4), *others
+
+    monkeypatch.setattr(evidence, "_profiled", coarse)
+    found = fit_evidence(statistics)
+    assert found.gradient_norm <= 3e-3
+    assert found.nlml == pytest.approx(exact.nlml, abs=1e-3)
