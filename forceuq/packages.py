@@ -17,6 +17,7 @@ WITHOUT_EFFECT = {
     "threadpoolctl": "how many threads",
     "tqdm": "progress bars",
     "typer": "command lines",
+    "xxhash": "compares bytes, by digests that are the same in all versions",
 }
 # Import names that are not the distribution's. Others are looked up, which takes a third of a second.
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}

@@ -16,9 +16,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from forceuq.errors import DataError
 from forceuq.features.layout import (
@@ -29,9 +27,8 @@ from forceuq.features.layout import (
     FeatureBlock,
     FeatureMetadata,
     cuts,
-    footer_digest,
-    storage_type,
 )
+from forceuq.features.parquet_file import CacheFile
 from forceuq.features.writer import FeatureWriter
 from forceuq.files import file_digest, read_json
 
@@ -85,7 +82,7 @@ class FeatureReader:
             for entry in manifest["files"]:
                 file = _File(directory / entry["file"], index, metadata, entry)
                 self._files.append(file)
-                self._groups += [(file, group) for group in range(entry["row_groups"])]
+                self._groups += [(file, group) for group in range(len(entry["row_groups"]))]
         last = found[-1]
         if whole_parts and last.shard != last.shards - 1:
             raise DataError(f"shard {last.shard} of {last.shards} is the last one given", file=self.directories[-1])
@@ -126,8 +123,8 @@ class FeatureReader:
                     if file is not current:
                         opened.close()
                         current = file
-                        parquet = opened.enter_context(_open(file))
-                    whole = _block(parquet.read_row_group(group, use_threads=False), file)
+                        parquet = opened.enter_context(CacheFile(file.path, file.metadata, file.entry, file.part_index))
+                    whole = parquet.block(group)
                 if len(whole) <= max_atoms:
                     yield whole
                     continue
@@ -141,7 +138,7 @@ class FeatureReader:
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
     def verify(self) -> None:
-        """Compare every file's sha256 with the manifest's (``blocks`` checks sizes and page checksums)."""
+        """Compare every file's sha256 with the manifest's (``blocks`` checks faster digests of what it reads)."""
         for file in self._files:
             if not file.path.is_file() or file_digest(file.path) != file.entry["sha256"]:
                 raise DataError("missing or altered since it was written: remove the cache", file=file.path)
@@ -186,39 +183,3 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     if found != (SCHEMA, VERSION) or not whole:
         raise DataError(f"schema {found}, this reads {(SCHEMA, VERSION)}: make the cache again", file=path)
     return dict(manifest)
-
-
-def _open(file: _File) -> pq.ParquetFile:
-    size = file.path.stat().st_size
-    if size != file.entry["bytes"]:
-        raise ValueError(f"{size} bytes, written with {file.entry['bytes']}")
-    if footer_digest(file.path) != file.entry["footer_sha256"]:
-        raise ValueError("its footer is not the one written")
-    parquet = pq.ParquetFile(file.path, memory_map=True, page_checksum_verification=True)
-    header = json.loads((parquet.schema_arrow.metadata or {}).get(b"forceuq", b"{}"))
-    if (header.get("schema"), header.get("version"), header.get("width")) != (SCHEMA, VERSION, file.metadata.width):
-        raise ValueError(f"its header says {header}")
-    found = parquet.metadata.num_rows, parquet.num_row_groups
-    if found != (file.entry["atoms"], file.entry["row_groups"]):
-        raise ValueError(f"{found} atoms and row groups, not those of the manifest")
-    return parquet
-
-
-def _block(table: pa.Table, file: _File) -> FeatureBlock:
-    column = {name: table.column(name).combine_chunks() for name in table.column_names}
-    # combine_chunks copies only where a row group came in several chunks.
-    values = {name: array.chunk(0) if isinstance(array, pa.ChunkedArray) else array for name, array in column.items()}
-    n, raw = table.num_rows, values["features"]
-    width, stored = file.metadata.width, storage_type(file.metadata)
-    features = np.frombuffer(
-        raw.buffers()[1], dtype=stored, count=n * width, offset=stored.itemsize * width * raw.offset
-    )
-    return FeatureBlock(
-        values["structure"].to_numpy(),
-        values["atom"].to_numpy(),
-        values["number"].to_numpy(),
-        values["force"].flatten().to_numpy().reshape(n, 3),
-        values["zbl"].flatten().to_numpy().reshape(n, 3),
-        features.astype(np.float32, copy=False).reshape(n, width),
-        file.part_index,
-    )

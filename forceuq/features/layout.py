@@ -1,9 +1,7 @@
 """How atom features lie in memory and in the cache's Parquet files."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,10 +9,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 SCHEMA = "features"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 # Atoms in a row group, at most: the unit that is read, and read out of order.
 ROW_GROUP_ATOMS = 16_384
+# A row group's features are one page where they take less than this: Arrow's pages end before 2 GiB.
+PAGE_BYTES = 2**30
 
 Precision = Literal["float32", "float16"]
 _STORED: dict[Precision, str] = {"float32": "<f4", "float16": "<f2"}
@@ -63,7 +63,7 @@ class FeatureBlock:
         number: (n,) int16, the atomic number.
         force: (n, 3) float64, the reference force, eV/Å.
         zbl: (n, 3) float64, what the backbone adds after its head, eV/Å.
-        features: (n, D) float32, a view of what was read where that is float32: not to be written to.
+        features: (n, D) float32, a view of the file where that has float32: not to be written to, not always aligned.
         part_index: index of the part that the block is from, among those that are read.
     """
 
@@ -138,15 +138,3 @@ def storage_type(metadata: FeatureMetadata) -> np.dtype[Any]:
         KeyError: the metadata name no precision that is known.
     """
     return np.dtype(_STORED[metadata.precision])
-
-
-def footer_digest(path: Path) -> str:
-    """Return the sha256 of a Parquet file's footer, which its pages' checksums do not cover."""
-    with path.open("rb") as handle:
-        handle.seek(-8, 2)
-        tail = handle.read(8)
-        length = int.from_bytes(tail[:4], "little")
-        if tail[4:] != b"PAR1" or length + 12 > path.stat().st_size:
-            raise ValueError("no Parquet footer")
-        handle.seek(-8 - length, 2)
-        return hashlib.sha256(handle.read()).hexdigest()

@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 from forceuq.errors import DataError
 from forceuq.features.layout import (
     MANIFEST,
+    PAGE_BYTES,
     ROW_GROUP_ATOMS,
     SCHEMA,
     VERSION,
     FeatureBlock,
     FeatureMetadata,
     arrow_schema,
-    footer_digest,
     storage_type,
 )
-from forceuq.files import file_digest, whole_file, write_json
+from forceuq.features.parquet_file import written
+from forceuq.files import whole_file, write_json
 
 
 class FeatureWriter:
@@ -58,7 +59,6 @@ class FeatureWriter:
         self._pending_atoms = 0
         self._file_atoms = 0
         self._file_structures = 0
-        self._file_groups = 0
         self._largest_group = 0
         self._last_structure = -1
 
@@ -164,7 +164,7 @@ class FeatureWriter:
             self._close_file()
         if self._writer is None:
             temporary = self._stack.enter_context(whole_file(self._path()))
-            # Checksums a page: what is altered later is refused when read, at no cost worth naming.
+            # One page a column, which the reader relies on.
             self._writer = self._stack.enter_context(
                 pq.ParquetWriter(
                     temporary,
@@ -172,7 +172,7 @@ class FeatureWriter:
                     compression="none",
                     use_dictionary=False,
                     write_statistics=False,
-                    write_page_checksum=True,
+                    data_page_size=PAGE_BYTES,
                 )
             )
         columns = {
@@ -190,7 +190,6 @@ class FeatureWriter:
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=n)
         self._file_atoms += n
         self._file_structures += len(self._pending)
-        self._file_groups += 1
         self._largest_group = max(self._largest_group, n)
         self._pending = []
         self._pending_atoms = 0
@@ -206,14 +205,11 @@ class FeatureWriter:
                 "file": path.name,
                 "atoms": self._file_atoms,
                 "structures": self._file_structures,
-                "row_groups": self._file_groups,
                 "largest_row_group": self._largest_group,
-                "bytes": path.stat().st_size,
-                "sha256": file_digest(path),
-                "footer_sha256": footer_digest(path),
+                **written(path),
             }
         )
-        self._file_atoms = self._file_structures = self._file_groups = self._largest_group = 0
+        self._file_atoms = self._file_structures = self._largest_group = 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
