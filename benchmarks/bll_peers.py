@@ -143,6 +143,14 @@ def negative_log_likelihood(y: Floats, predictive: Predictive) -> float:
 
 
 def ours(atoms: Atoms) -> tuple[Predict, dict[str, float]]:
+    return _ours(atoms, isotropic=False)
+
+
+def ours_isotropic(atoms: Atoms) -> tuple[Predict, dict[str, float]]:
+    return _ours(atoms, isotropic=True)
+
+
+def _ours(atoms: Atoms, isotropic: bool) -> tuple[Predict, dict[str, float]]:
     from forceuq.bll.evidence import fit_evidence
     from forceuq.bll.posterior import Posterior
     from forceuq.bll.statistics import accumulate
@@ -150,7 +158,7 @@ def ours(atoms: Atoms) -> tuple[Predict, dict[str, float]]:
     began = time.process_time()
     statistics = accumulate(atoms.blocks(), WIDTH, TARGETS)
     passed = time.process_time()
-    found = fit_evidence(statistics)
+    found = fit_evidence(statistics, isotropic)
     posterior = Posterior.from_statistics(statistics, found.precision, found.noise)
 
     def predict(phi: Floats) -> Predictive:
@@ -275,6 +283,7 @@ def llpr(atoms: Atoms) -> tuple[Predict, dict[str, float]]:
 
 METHODS: dict[str, tuple[str, Callable[[Atoms], tuple[Predict, dict[str, float]]], str]] = {
     "ours": ("ours (evidence BLL)", ours, "numpy"),
+    "ours-isotropic": ("ours, isotropic prior", ours_isotropic, "numpy"),
     "laplace-full": ("laplace-torch, full", laplace_full, "laplace"),
     "laplace-kron": ("laplace-torch, Kronecker", laplace_kron, "laplace"),
     "bayesian-ridge": ("BayesianRidge x 3", bayesian_ridge, "sklearn.linear_model"),

@@ -187,12 +187,12 @@ class EvidenceFit:
         noise: (K, K) Sigma_e, (eV/Å)² for forces.
         nlml: eq. 7 there, nats.
         effective_parameters: sum of gamma_d, of D at most: how many weights a target the data determine.
-        gradient_norm: largest derivative by a log lambda that is not held by a bound.
+        gradient_norm: largest derivative by the logarithm of a precision that is not held by a bound.
         evaluations: of the evidence.
-        at_lower: features whose precision lies at ``LOWEST_RATIO`` of their sum of squares.
-        at_upper: features whose precision lies at ``HIGHEST_RATIO`` of it.
-        unused: features that are zero in every row, whose precision is that of an average feature at the
-            start.
+        at_lower: precisions that lie at ``LOWEST_RATIO`` of the feature's sum of squares.
+        at_upper: precisions that lie at ``HIGHEST_RATIO`` of it.
+        unused: features that are zero in every row; a precision of its own is then that of an average feature at
+            the start.
         trace: eq. 7 at every step of the optimiser.
     """
 
@@ -226,7 +226,7 @@ def _check(statistics: SufficientStatistics) -> None:
         raise FitError(f"target component {zero[0]} is zero in every row: its noise variance would be zero")
 
 
-def fit_evidence(statistics: SufficientStatistics) -> EvidenceFit:
+def fit_evidence(statistics: SufficientStatistics, isotropic: bool = False) -> EvidenceFit:
     """Maximise the evidence over Lambda_0 and Sigma_e (empirical Bayes, section 2).
 
     Sigma_e is always at its stationary value (eq. 10). Lambda_0 starts at each feature's mean square, takes a
@@ -237,6 +237,12 @@ def fit_evidence(statistics: SufficientStatistics) -> EvidenceFit:
     tolerance is met: it starts again from where the slope alone says that the evidence is higher, and what is
     required is a small gradient, wherever the optimiser stopped.
 
+    Args:
+        statistics: of the data.
+        isotropic: one lambda for all features, as weight decay has it (MacKay 1992,
+            https://doi.org/10.1162/neco.1992.4.3.415), where the paper has one each. Its bounds are in units of the
+            largest (Phi^T Phi)_dd.
+
     Raises:
         FitError: too few rows, values that are not finite, targets reproduced to rounding, no convergence.
     """
@@ -244,9 +250,17 @@ def fit_evidence(statistics: SufficientStatistics) -> EvidenceFit:
     k = statistics.targets
     square = statistics.gram.diagonal()
     used = np.flatnonzero(square > 0.0)
-    unused_precision = square[used].mean() / statistics.n if len(used) else 1.0
-    log_precision = np.full(statistics.width, np.log(unused_precision))
-    log_square = np.log(square[used])
+    mean_square = square[used].mean() if len(used) else 1.0 * statistics.n
+    log_precision = np.full(statistics.width, np.log(mean_square / statistics.n))
+    isotropic = isotropic and len(used) > 0
+    # What a precision, relative to the bounds' unit, and a derivative by its logarithm are of.
+    log_square = np.log(square.max(keepdims=True) if isotropic else square[used])
+    shared = np.arange(statistics.width) if isotropic else used
+    start = np.log(mean_square / statistics.n) - log_square if isotropic else np.full(len(used), -np.log(statistics.n))
+
+    def each(values: Vector) -> Vector:
+        return values.sum(keepdims=True) if isotropic else values[used]
+
     low, high = np.log(LOWEST_RATIO), np.log(HIGHEST_RATIO)
     trace: list[float] = []
     evaluations = 0
@@ -254,9 +268,9 @@ def fit_evidence(statistics: SufficientStatistics) -> EvidenceFit:
     def at(ratio: Vector) -> tuple[float, Vector, Matrix, _Solution]:
         nonlocal evaluations
         evaluations += 1
-        log_precision[used] = ratio + log_square
+        log_precision[shared] = ratio + log_square
         value, gradient, noise, solution = _profiled(statistics, log_precision)
-        return value, gradient[used], noise, solution
+        return value, each(gradient), noise, solution
 
     def free(ratio: Vector, gradient: Vector) -> float:
         held = ((ratio <= low) & (gradient > 0.0)) | ((ratio >= high) & (gradient < 0.0))
@@ -275,13 +289,13 @@ def fit_evidence(statistics: SufficientStatistics) -> EvidenceFit:
             ratio = farthest
         return ratio
 
-    ratio = np.clip(np.full(len(used), -np.log(statistics.n)), low, high)
+    ratio = np.clip(start, low, high)
     value, gradient, noise, solution = at(ratio)
     trace.append(value)
     for _ in range(_FIXED_POINT_STEPS):
         # From the gradient: precision * weights = 2 gradient + K gamma.
-        gamma = np.maximum(solution.gamma[used], _EPS)
-        weights = np.maximum(2.0 * gradient + k * solution.gamma[used], _EPS * gamma)
+        gamma = np.maximum(each(solution.gamma), _EPS)
+        weights = np.maximum(2.0 * gradient + k * each(solution.gamma), _EPS * gamma)
         proposal = np.clip(ratio + np.log(k * gamma / weights), low, high)
         new_value, new_gradient, new_noise, new_solution = at(proposal)
         if not new_value < value:
@@ -302,7 +316,7 @@ def fit_evidence(statistics: SufficientStatistics) -> EvidenceFit:
             ratio,
             jac=True,
             method="L-BFGS-B",
-            bounds=[(low, high)] * len(used),
+            bounds=[(low, high)] * len(ratio),
             callback=lambda intermediate_result: trace.append(float(intermediate_result.fun)),
             options={"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "ftol": 0.0, "gtol": 0.5 * tolerance},
         )

@@ -44,6 +44,11 @@ class Options(BaseModel):
         description="Prior precisions and Sigma_e: maximising the evidence of all training atoms, or as learned"
         " along with projection nlml (the paper's).",
     )
+    prior: Literal["diagonal", "isotropic"] = Field(
+        default="diagonal",
+        description="A precision for each feature (the paper's), or one for all, as weight decay has it. One needs"
+        " hyperparameters evidence.",
+    )
     homoscedastic: bool = Field(
         default=False,
         description="Leave the posterior's variance out of the predictions (u = 0): the same mean, the same"
@@ -74,13 +79,18 @@ class Options(BaseModel):
                 f"hyperparameters 'nlml' are learned with projection 'nlml', not '{self.projection}':"
                 " use hyperparameters 'evidence'"
             )
+        if self.prior == "isotropic" and self.hyperparameters == "nlml":
+            raise ValueError(
+                "projection 'nlml' learns a precision for each feature: use hyperparameters 'evidence' with prior"
+                " 'isotropic'"
+            )
         if self.width is not None and self.projection == "pretrained":
             raise ValueError("a fresh layer (width) must be trained: projection 'pretrained' has the backbone's")
         return self
 
 
 # All others shape the projection.
-REUSES = {"bll": frozenset(Options.model_fields) - {"hyperparameters", "homoscedastic", "device"}}
+REUSES = {"bll": frozenset(Options.model_fields) - {"hyperparameters", "prior", "homoscedastic", "device"}}
 
 
 @dataclass(frozen=True)
@@ -223,7 +233,7 @@ def fit(
 
     began = time.perf_counter()
     if options.hyperparameters == "evidence":
-        found = fit_evidence(statistics)
+        found = fit_evidence(statistics, isotropic=options.prior == "isotropic")
         precision, noise = found.precision, found.noise
         report["evidence"] = _evidence_report(found)
         _LOGGER.info("evidence: NLML %.6g after %d evaluations", found.nlml, found.evaluations)

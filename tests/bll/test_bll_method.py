@@ -70,6 +70,7 @@ CASES = [
     {"projection": "mse", "width": 12},
     {"projection": "nlml", "hyperparameters": "nlml"},
     {"projection": "nlml"},
+    {"projection": "pretrained", "prior": "isotropic"},
 ]
 
 
@@ -122,6 +123,14 @@ def test_nlml_uses_what_it_learned_and_evidence_does_not(data, tmp_path):
     fitted = fit(data, tmp_path, "evidence", projection="nlml")
     np.testing.assert_array_equal(fitted.learned.precision, learned.learned.precision)
     assert fitted.report["evidence"]["nlml"] < learned.report["evidence"]["nlml"]
+
+
+def test_the_isotropic_prior_has_one_precision_and_starts_from_the_other(data, tmp_path):
+    diagonal = fit(data, tmp_path, "diagonal", projection="mse")
+    isotropic = fit(data, tmp_path, "isotropic", starts_from=tmp_path / "diagonal", projection="mse", prior="isotropic")
+    assert isotropic.report["projection"] == {"reused": True}
+    assert np.ptp(isotropic.posterior.precision) == 0.0 < np.ptp(diagonal.posterior.precision)
+    assert diagonal.report["evidence"]["nlml"] < isotropic.report["evidence"]["nlml"]
 
 
 @pytest.mark.parametrize("hyperparameters", ["evidence", "nlml"])
@@ -207,6 +216,7 @@ def test_the_report_is_json_with_the_cost(data, tmp_path):
     ("options", "message"),
     [
         ({"projection": "mse", "hyperparameters": "nlml"}, "evidence"),
+        ({"projection": "nlml", "hyperparameters": "nlml", "prior": "isotropic"}, "evidence"),
         ({"projection": "pretrained", "width": 5}, "trained"),
         ({"projektion": "mse"}, "projektion"),
         ({"projection": "nll"}, "nlml"),

@@ -137,6 +137,49 @@ def test_evidence_of_sklearns_bayesian_ridge(problem):
     assert -value == pytest.approx(model.scores_[-1], rel=1e-9)
 
 
+@pytest.mark.parametrize(("n", "d"), [(60, 5), (400, 30), (12, 20)])
+def test_isotropic_fit_is_sklearns_bayesian_ridge(problem, n, d):
+    phi, y, _ = problem(n, d, 1)
+    phi = phi * np.geomspace(0.1, 10.0, d)
+    model = BayesianRidge(
+        fit_intercept=False, compute_score=True, alpha_1=0, alpha_2=0, lambda_1=0, lambda_2=0, tol=1e-13, max_iter=20000
+    ).fit(phi, y[:, 0])
+    found = fit_evidence(accumulate([(phi, y)], d, 1), isotropic=True)
+    assert -found.nlml == pytest.approx(model.scores_[-1], rel=1e-9)
+    np.testing.assert_allclose(found.precision, model.lambda_ / model.alpha_, rtol=1e-3)
+    assert found.noise[0, 0] == pytest.approx(1 / model.alpha_, rel=1e-3)
+
+
+def test_isotropic_fit_is_the_best_of_a_grid(problem):
+    phi, y, _ = problem(80, 7)
+    phi[:, 3] = 0.0
+    statistics = accumulate([(phi, y)], 7)
+    found = fit_evidence(statistics, isotropic=True)
+    assert np.ptp(found.precision) == 0.0
+    grid = np.log(found.precision[0]) + np.linspace(-8, 8, 321)
+    values = [profiled_nlml(statistics, np.full(7, at))[0] for at in grid]
+    assert np.argmin(values) == 160
+    assert values[160] == pytest.approx(found.nlml, rel=1e-12)
+    assert fit_evidence(statistics).nlml < found.nlml
+    np.testing.assert_array_equal(
+        fit_evidence(SufficientStatistics(np.zeros((2, 2)), np.zeros((2, 3)), np.eye(3), 9), isotropic=True).precision,
+        [1.0, 1.0],
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6))
+def test_isotropic_evidence_does_not_see_a_rotation_of_the_features(seed):
+    rng = np.random.default_rng(seed)
+    phi = rng.normal(size=(60, 8)) * np.geomspace(0.01, 10.0, 8)
+    y = phi @ rng.normal(size=(8, 3)) + rng.normal(size=(60, 3))
+    rotation = ortho_group.rvs(8, random_state=seed % 1000)
+    one = fit_evidence(accumulate([(phi, y)], 8), isotropic=True)
+    other = fit_evidence(accumulate([(phi @ rotation, y)], 8), isotropic=True)
+    assert other.nlml == pytest.approx(one.nlml, rel=1e-8)
+    np.testing.assert_allclose(other.precision, one.precision, rtol=0.05)
+
+
 def test_fit_is_at_least_as_good_as_sklearns_ard():
     rng = np.random.default_rng(0)
     phi = rng.normal(size=(200, 15))
