@@ -117,14 +117,15 @@ class FeatureReader:
         """
         with contextlib.ExitStack() as opened:
             current: _File | None = None
-            for index in range(len(self._groups)) if order is None else order:
-                file, group = self._groups[index]
+            groups = self._groups if order is None else [self._groups[index] for index in order]
+            for (file, group), following in itertools.zip_longest(groups, groups[1:]):
                 with _damage_named(file.path):
                     if file is not current:
                         opened.close()
                         current = file
                         parquet = opened.enter_context(CacheFile(file.path, file.metadata, file.entry, file.part_index))
-                    whole = parquet.block(group)
+                    then = following[1] if following and following[0] is file else None
+                    whole = parquet.block(group, then)
                 if len(whole) <= max_atoms:
                     yield whole
                     continue

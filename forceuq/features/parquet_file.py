@@ -1,4 +1,4 @@
-"""One Parquet file of a feature cache, mapped into memory.
+"""One Parquet file of a feature cache, of which row groups are mapped into memory.
 
 Every byte is compared with what was written before it is used: the footer's digest when the file is opened, a row
 group's when that is read. Arrow's own checksums of pages take several times longer than all else of reading. Features
@@ -8,6 +8,8 @@ are a view of the file, from its last column, of which a row group has one page;
 import hashlib
 import itertools
 import json
+import mmap
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +33,8 @@ from forceuq.files import file_digest
 _FEATURES = "features"
 # A page's header takes some 30 bytes; one of which more is left holds something that is not known here.
 _LONGEST_HEADER = 64
+# Linux fetches no more at a request than it reads ahead, often some MiB; what is beyond that would be forgotten.
+_FETCHED = 2**20
 
 
 class CacheFile:
@@ -54,8 +58,8 @@ class CacheFile:
             raise ValueError(f"{size} bytes, written with {entry['bytes']}")
         if footer_digest(path) != entry["footer_sha256"]:
             raise ValueError("its footer is not the one written")
-        self._bytes = _mapped(path)
-        self._parquet = pq.ParquetFile(pa.BufferReader(self._bytes))
+        self._path = path
+        self._parquet = pq.ParquetFile(path, memory_map=True)
         header = json.loads((self._parquet.schema_arrow.metadata or {}).get(b"forceuq", b"{}"))
         if (header.get("schema"), header.get("version"), header.get("width")) != (SCHEMA, VERSION, metadata.width):
             raise ValueError(f"its header says {header}")
@@ -72,19 +76,26 @@ class CacheFile:
     ) -> None:
         self._parquet.close()
 
-    def block(self, group: int) -> FeatureBlock:
+    def block(self, group: int, then: int | None = None) -> FeatureBlock:
         """Return a row group's atoms.
+
+        Args:
+            group: which.
+            then: the one that will be read next, which the system is asked to fetch meanwhile.
 
         Raises:
             ValueError: it is not as it was written.
         """
-        start, stop = self._spans[group]
-        if _digest(self._bytes, start, stop) != self._entry["row_groups"][group]:
+        if then is not None:
+            _expect(self._path, *self._spans[then])
+        mapped = _mapped(self._path, *self._spans[group])
+        if _digest(mapped) != self._entry["row_groups"][group]:
             raise ValueError(f"its row group {group} is not the one written")
         n = self._parquet.metadata.row_group(group).num_rows
         # Arrow starts another page after 20,000 rows: only a structure of more atoms has such a row group.
         if n <= ROW_GROUP_ATOMS and n * self._row_bytes < PAGE_BYTES:
-            raw, offset = self._bytes, self._place(group, n)
+            self._check_one_page(group, n)
+            raw, offset = mapped, len(mapped) - n * self._row_bytes
             names = [name for name in self._parquet.schema_arrow.names if name != _FEATURES]
             columns = self._columns(group, names)
         else:
@@ -105,15 +116,15 @@ class CacheFile:
     def _row_bytes(self) -> int:
         return self._metadata.width * storage_type(self._metadata).itemsize
 
-    def _place(self, group: int, n: int) -> int:
-        """Return where in the file a row group's features begin: they end its last page."""
+    def _check_one_page(self, group: int, n: int) -> None:
+        """Raise ValueError unless a row group ends with its features, and nothing but a page's header precedes them."""
         found = self._parquet.metadata.row_group(group)
         column = found.column(found.num_columns - 1)
         header = column.total_compressed_size - n * self._row_bytes
-        layout = column.path_in_schema, column.compression, 0 < header <= _LONGEST_HEADER
-        if layout != (_FEATURES, "UNCOMPRESSED", True):
+        end = column.data_page_offset + column.total_compressed_size
+        layout = column.path_in_schema, column.compression, 0 < header <= _LONGEST_HEADER, end
+        if layout != (_FEATURES, "UNCOMPRESSED", True, self._spans[group][1]):
             raise ValueError(f"the features of its row group {group} are not one page as written here")
-        return int(column.data_page_offset + header)
 
     def _columns(self, group: int, names: list[str]) -> dict[str, pa.Array]:
         table = self._parquet.read_row_group(group, columns=names, use_threads=False)
@@ -126,13 +137,12 @@ class CacheFile:
 
 def written(path: Path) -> dict[str, Any]:
     """Return what the manifest keeps of the bytes: their number, digests of all, of the footer, of each row group."""
-    mapped = _mapped(path)
-    spans = _spans(pq.read_metadata(path), mapped.size)
+    size = path.stat().st_size
     return {
-        "bytes": mapped.size,
+        "bytes": size,
         "sha256": file_digest(path),
         "footer_sha256": footer_digest(path),
-        "row_groups": [_digest(mapped, start, stop) for start, stop in spans],
+        "row_groups": [_digest(_mapped(path, *span)) for span in _spans(pq.read_metadata(path), size)],
     }
 
 
@@ -148,9 +158,22 @@ def footer_digest(path: Path) -> str:
         return hashlib.sha256(handle.read()).hexdigest()
 
 
-def _mapped(path: Path) -> pa.Buffer:
-    with pa.memory_map(str(path)) as source:
-        return source.read_buffer()
+def _mapped(path: Path, start: int, stop: int) -> memoryview:
+    """Return a part of a file, mapped for as long as it is referred to: a whole file would count as memory in use."""
+    first = start - start % mmap.ALLOCATIONGRANULARITY
+    with path.open("rb") as handle:
+        mapped = mmap.mmap(handle.fileno(), stop - first, access=mmap.ACCESS_READ, offset=first)
+    mapped.madvise(mmap.MADV_SEQUENTIAL)
+    return memoryview(mapped)[start - first :]
+
+
+def _expect(path: Path, start: int, stop: int) -> None:
+    """Have the system read a part of a file while other work goes on, where there is a way to ask for it."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with path.open("rb") as handle:
+        for first in range(start, stop, _FETCHED):
+            os.posix_fadvise(handle.fileno(), first, min(_FETCHED, stop - first), os.POSIX_FADV_WILLNEED)
 
 
 def _spans(metadata: pq.FileMetaData, size: int) -> list[tuple[int, int]]:
@@ -160,5 +183,5 @@ def _spans(metadata: pq.FileMetaData, size: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise([0, *starts[1:], footer]))
 
 
-def _digest(mapped: pa.Buffer, start: int, stop: int) -> str:
-    return xxhash.xxh3_128_hexdigest(memoryview(mapped)[start:stop])
+def _digest(content: memoryview) -> str:
+    return xxhash.xxh3_128_hexdigest(content)

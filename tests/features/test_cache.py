@@ -150,6 +150,14 @@ def test_row_groups_in_another_order(written):
     assert [b.structure.tolist() for b in reader.blocks(order=order)] == forward[::-1]
 
 
+def test_where_the_system_cannot_be_asked_to_read_ahead(written, monkeypatch):
+    directory, data = written
+    monkeypatch.delattr(os, "posix_fadvise")
+    np.testing.assert_array_equal(
+        np.concatenate([block.features for block in FeatureReader([directory]).blocks()]), data["features"]
+    )
+
+
 def test_parts_are_read_one_after_another(written, tmp_path):
     directory, _ = written
     other = write(tmp_path / "b", atoms_of([4, 4], seed=1), [4, 4])
