@@ -31,16 +31,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from scipy.stats import norm
 
 from forceuq.calibration import Calibration, read_calibrations
 from forceuq.errors import DataError
 from forceuq.metric_tables import LABELS, curves_frame, metrics_frame, write_frame
 from forceuq.predictions import PredictionBlock, predictions_metadata, read_predictions
+from forceuq.ranking import FRACTIONS, Ranking, RankStatistics, Value
 from forceuq.whitening import whiten
 
 LEVELS = np.arange(1, 100) / 100.0
-FRACTIONS = np.arange(0, 100) / 100.0
 METRICS = (
     "mae",
     "rmse",
@@ -59,8 +59,6 @@ _QUANTILES = norm.ppf((1.0 + LEVELS) / 2.0)
 _CELLS_PER_UNIT = 128
 _FIRST = np.searchsorted(_QUANTILES, np.arange(math.ceil(_QUANTILES[-1] * _CELLS_PER_UNIT) + 1) / _CELLS_PER_UNIT)
 _BOUNDS = np.append(_QUANTILES, np.inf)
-
-Value = tuple[float | None, str | None]
 
 
 @dataclass
@@ -94,23 +92,27 @@ class Evaluation:
 
 
 def evaluate(
-    blocks: Iterable[PredictionBlock], calibrations: Sequence[tuple[float, float]], file: str | None = None
+    blocks: Iterable[PredictionBlock],
+    calibrations: Sequence[tuple[float, float]],
+    file: str | None = None,
+    folder: Path | None = None,
 ) -> tuple[Evaluation, ...]:
     """Return the metrics of one split under each (a, b), in one pass.
 
-    Memory: one block, and 24 bytes an atom for the ranks (norm of the error, traces of floor and spread),
-    about four times that while they are sorted.
+    Memory: one block, and what is ranked of a quarter of a million atoms (``forceuq.ranking``); what is ranked of more
+    lies in a temporary file.
 
     Args:
         blocks: the split's predictions.
         calibrations: the pairs (a, b).
         file: the file the blocks come from, for messages.
+        folder: where a temporary file may be; None: the system's folder for them.
 
     Raises:
         DataError: no atoms, or a covariance that is not positive definite, with its row.
     """
     sums = [_Sums() for _ in calibrations]
-    absolute, squared, norms, floors, spreads = [], [], [], [], []
+    absolute, squared, ranking = [], [], Ranking(folder)
     n = 0
     for block in blocks:
         white = whiten(block, n, file)
@@ -118,9 +120,8 @@ def evaluate(
         absolute.append(float(np.abs(error).sum()))
         squares = error**2
         squared.append(float(squares.sum()))
-        norms.append(np.sqrt(squares.sum(axis=1)))
-        floors.append(block.floor[:, :3].sum(axis=1))
-        spreads.append(block.spread[:, :3].sum(axis=1))
+        traces = (covariance[:, :3].sum(axis=1) for covariance in (block.floor, block.spread))
+        ranking.add(np.sqrt(squares.sum(axis=1)), *traces)
         for (a, b), total in zip(calibrations, sums, strict=True):
             nll, mahalanobis = white.scores(a, b)
             # A spread of float32 rounding may lie a hair under zero; the floor is positive definite.
@@ -136,11 +137,8 @@ def evaluate(
         "mae": (math.fsum(absolute) / (3 * n), None),
         "rmse": (math.sqrt(math.fsum(squared) / (3 * n)), None),
     }
-    error_norm, floor, spread = (np.concatenate(parts) for parts in (norms, floors, spreads))
-    ranking = _Ranking(error_norm)
     return tuple(
-        _finish(total, common, ranking, a * floor + b * spread, n)
-        for (a, b), total in zip(calibrations, sums, strict=True)
+        _finish(total, common, ranking.against(a, b), n) for (a, b), total in zip(calibrations, sums, strict=True)
     )
 
 
@@ -174,9 +172,7 @@ def level_counts(
     return np.bincount(index.ravel(), minlength=n_groups * width).reshape(n_groups, width)
 
 
-def _finish(
-    total: _Sums, common: Mapping[str, Value], ranking: "_Ranking", trace: NDArray[np.float64], n: int
-) -> Evaluation:
+def _finish(total: _Sums, common: Mapping[str, Value], ranks: RankStatistics, n: int) -> Evaluation:
     coverage = np.cumsum(total.counts)[:-1] / (3 * n)
     values: dict[str, Value] = {
         **common,
@@ -184,60 +180,11 @@ def _finish(
         "nll": (math.fsum(total.nll) / (3 * n), None),
         "mahalanobis": (math.fsum(total.mahalanobis) / n, None),
         "sharpness": (math.sqrt(math.fsum(total.trace) / (3 * n)), None),
-        "spearman": ranking.spearman(trace),
+        "spearman": ranks.spearman,
         **{f"coverage_{p}": (float(coverage[p - 1]), None) for p in (50, 90, 95)},
     }
-    curve, oracle, values["ause"] = ranking.sparsification(trace)
-    return Evaluation({name: values[name] for name in METRICS}, coverage, curve, oracle, n)
-
-
-class _Ranking:
-    """Rank statistics of one split's error norms against an uncertainty.
-
-    The trace stands for its root: the order is the same, and rounding in the root would add ties.
-    """
-
-    def __init__(self, error: NDArray[np.float64]) -> None:
-        self._error = error
-        self._constant = bool(np.all(error == error[0]))
-        centred = rankdata(error) - (len(error) + 1) / 2.0
-        self._ranks = centred
-        self._norm = float(np.sqrt(np.square(centred).sum()))
-        self._oracle = np.sort(error)
-
-    def spearman(self, trace: NDArray[np.float64]) -> Value:
-        """Return the rank correlation, Pearson's of the average ranks."""
-        if len(trace) < 2:
-            return None, "undefined for a single atom"
-        if np.all(trace == trace[0]):
-            return None, "undefined: every atom has the same uncertainty"
-        if self._constant:
-            return None, "undefined: every atom has the same error"
-        ranks = rankdata(trace) - (len(trace) + 1) / 2.0
-        correlation = float((ranks * self._ranks).sum()) / (self._norm * float(np.sqrt(np.square(ranks).sum())))
-        return min(1.0, max(-1.0, correlation)), None
-
-    def sparsification(
-        self, trace: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None, Value]:
-        """Return the curve and the oracle's at ``FRACTIONS``, and the area between them."""
-        n = len(trace)
-        total = float(self._oracle.sum())
-        if total == 0.0:
-            return None, None, (None, "undefined: every residual is zero")
-        order = np.argsort(trace, kind="stable")
-        ordered, values = trace[order], self._error[order]
-        first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-        if len(first) < n:
-            sizes = np.diff(np.append(first, n))
-            values = np.repeat(np.add.reduceat(values, first) / sizes, sizes)
-        kept = np.arange(1, n + 1)
-        mean = total / n
-        curve = np.cumsum(values) / kept / mean
-        oracle = np.cumsum(self._oracle) / kept / mean
-        # Taking out floor(f n) atoms leaves n - floor(f n); 1e-9 keeps 0.29 * 100 from falling to 28.
-        at = n - 1 - np.floor(FRACTIONS * n + 1e-9).astype(np.int64)
-        return curve[at], oracle[at], (float((curve - oracle).mean()), None)
+    values["ause"] = ranks.ause
+    return Evaluation({name: values[name] for name in METRICS}, coverage, ranks.curve, ranks.oracle, n)
 
 
 def evaluate_predictions(
@@ -274,7 +221,7 @@ def evaluate_predictions(
         complete[key] = labels.get(key, metadata.get(key))
     fitted = read_calibrations(calibrations)
     _same_fit(fitted, metadata, calibrations)
-    results = evaluate(read_predictions(predictions), [(c.a, c.b) for c in fitted], str(predictions))
+    results = evaluate(read_predictions(predictions), [(c.a, c.b) for c in fitted], str(predictions), output.parent)
     rows, points = [], []
     for calibration, result in zip(fitted, results, strict=True):
         own = {**complete, "calibration": calibration.kind}
