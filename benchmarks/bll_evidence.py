@@ -22,11 +22,13 @@ from threadpoolctl import threadpool_limits
 
 from forceuq.bll.evidence import fit_evidence
 from forceuq.bll.posterior import Posterior
+from forceuq.bll.rank_update import add_product
 from forceuq.bll.statistics import SufficientStatistics, accumulate, merged
 from forceuq.bll.summary import threads_given
 from forceuq.features.cache import FeatureMetadata, FeatureReader, FeatureWriter
 
 ATOMS_A_STRUCTURE = 20
+ROWS = 768  # as forceuq.bll.statistics multiplies them
 
 
 def best_seconds(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -83,6 +85,19 @@ def statistics_of(directory: Path, width: int, threads: int) -> SufficientStatis
         return merged(pool.map(of, np.array_split(np.arange(reader.n_row_groups), 4 * threads)))
 
 
+def products_of(atoms: int, width: int, threads: int) -> None:
+    """Multiply as many rows, in float64 and in the processor's cache."""
+    rows = np.random.default_rng(0).normal(size=(ROWS, width))
+
+    def of(_: int) -> None:
+        total = np.zeros((width, width))
+        for _ in range(atoms // ROWS // threads):
+            add_product(total, rows)
+
+    with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
+        list(pool.map(of, range(threads)))
+
+
 def main() -> None:
     given = [int(value) for value in sys.argv[1:]]
     atoms, width, rounds = [*given, *[1_000_000, 256, 3][len(given) :]]
@@ -109,6 +124,7 @@ def main() -> None:
                 "memory": lambda: read_files(directory),
                 "pass": collect,
                 "reading": lambda: list(map(len, FeatureReader([directory]).blocks())),
+                "products": lambda: products_of(atoms, width, threads),
                 "square": lambda: square @ other,
                 "rows": lambda: rows.T @ rows,
             },
@@ -135,6 +151,7 @@ def main() -> None:
             f" {8192 * width * (width + 1) / took['rows'] / 1e9:.0f}"
         )
         print(f"reading alone, from memory   {took['reading']:6.2f} s")
+        print(f"products alone               {took['products']:6.2f} s")
         for name, seconds, bound in (
             ("pass, from disk", passing, max(disk, multiplying)),
             ("pass, from memory", took["pass"], max(took["memory"], multiplying)),
