@@ -68,7 +68,8 @@ class _Rows:
             # Odd: as large as a cut; even: between two.
             values = key(rows)
             at = np.searchsorted(cuts, values)
-            return 2 * at + (cuts[np.minimum(at, len(cuts) - 1)] == values)
+            found: NDArray[np.int64] = 2 * at + (cuts[np.minimum(at, len(cuts) - 1)] == values)
+            return found
 
         counts = np.zeros(2 * len(cuts) + 1, dtype=np.int64)
         for block in self.blocks(0, self.n):
