@@ -5,6 +5,7 @@ are met in the data, each piece with all atoms of equal value, and the pieces ar
 atoms share than are sorted at a time is a piece of its own, which needs no sorting.
 """
 
+import contextlib
 import itertools
 import math
 import tempfile
@@ -166,7 +167,7 @@ class Ranking:
     """The error norms of a split's atoms, to be ranked against uncertainties a floor + b spread.
 
     Args:
-        folder: where a temporary file may be, of 32 bytes an atom and thrice that for a time; None: the system's.
+        folder: where temporary files may be, of up to 96 bytes an atom; None: the system's.
         held: atoms that are sorted at a time, some 130 bytes each; more than these need the file.
     """
 
@@ -178,16 +179,28 @@ class Ranking:
         self._oracle = _Curve(0)
 
     def add(self, error: Floats, floor: Floats, spread: Floats) -> None:
-        """Add atoms: the norms of their errors, eV/Å, and the traces of floor and spread, (eV/Å)², each (n,)."""
-        self._rows.append(np.stack([error, floor, spread, np.zeros(len(error))], axis=1))
+        """Add atoms: the norms of their errors, eV/Å, and the traces of floor and spread, (eV/Å)², each (n,).
+
+        Raises:
+            OSError: the temporary file cannot be written; its folder is named.
+        """
+        with _folder_named(self._folder):
+            self._rows.append(np.stack([error, floor, spread, np.zeros(len(error))], axis=1))
 
     def against(self, a: float, b: float) -> RankStatistics:
         """Return the statistics for the uncertainty sqrt(a floor + b spread).
 
         The trace stands for its root: the order is the same, and rounding in the root would add ties.
+
+        Raises:
+            OSError: as in ``add``.
         """
-        if not self._ranked:
-            self._rank_errors()
+        with _folder_named(self._folder):
+            if not self._ranked:
+                self._rank_errors()
+            return self._against(a, b)
+
+    def _against(self, a: float, b: float) -> RankStatistics:
         n, middle = self._rows.n, (self._rows.n + 1) / 2.0
         products, squares, curve = [], [], _Curve(n)
         for rows, ranks in _in_order(self._rows, lambda rows: a * rows[:, _FLOOR] + b * rows[:, _SPREAD]):
@@ -198,10 +211,10 @@ class Ranking:
         spearman = self._spearman(math.fsum(products), math.fsum(squares))
         if self._oracle.total == 0.0:
             return RankStatistics(spearman, None, None, (None, "undefined: every residual is zero"))
-        # Both by the same mean, so that their ends meet.
-        mean = self._oracle.total / n
-        area = (curve.area - self._oracle.area) / (n * mean)
-        return RankStatistics(spearman, curve.points / mean, self._oracle.points / mean, (area, None))
+        total = self._oracle.total
+        # Divided by what is not yet divided by n, which is zero where the smallest numbers are all there is.
+        area = (curve.area - self._oracle.area) / total
+        return RankStatistics(spearman, curve.points / total * n, self._oracle.points / total * n, (area, None))
 
     def _rank_errors(self) -> None:
         n = self._rows.n
@@ -220,6 +233,15 @@ class Ranking:
         if self._squares == 0.0:
             return None, "undefined: every atom has the same error"
         return min(1.0, max(-1.0, products / math.sqrt(self._squares * squares))), None
+
+
+@contextlib.contextmanager
+def _folder_named(folder: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.strerror}, in a temporary file of what is ranked, up to 96 bytes an atom: make room there"
+        raise OSError(error.errno, what, str(folder or tempfile.gettempdir())) from error
 
 
 def _in_order(rows: _Rows, key: Callable[[Floats], Floats]) -> Iterator[tuple[Floats, Floats]]:

@@ -163,7 +163,6 @@ def _mapped(path: Path, start: int, stop: int) -> memoryview:
     first = start - start % mmap.ALLOCATIONGRANULARITY
     with path.open("rb") as handle:
         mapped = mmap.mmap(handle.fileno(), stop - first, access=mmap.ACCESS_READ, offset=first)
-    mapped.madvise(mmap.MADV_SEQUENTIAL)
     return memoryview(mapped)[start - first :]
 
 

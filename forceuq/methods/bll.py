@@ -343,8 +343,8 @@ def _train(
 def _parameters(head: "ForceHead", options: Options) -> dict[str, int]:
     """Count weights: the projection's where it is trained (here, or in the fit that it is from), the last layer's.
 
-    The last layer has D x 3, without bias. Hyperparameters (D prior precisions and six numbers of Sigma_e) are
-    not counted.
+    The last layer has D x 3, without bias. Hyperparameters (prior precisions and six numbers of Sigma_e) are not
+    counted.
     """
     trained = options.projection != "pretrained"
     projection = sum(np.size(x) for layer in head.weights for x in layer) if trained else 0

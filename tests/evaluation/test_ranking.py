@@ -1,3 +1,4 @@
+import resource
 import tracemalloc
 
 import numpy as np
@@ -111,6 +112,31 @@ def test_memory_does_not_grow_with_the_atoms(tmp_path, monkeypatch, case):
 
     assert peak(400_000) < 1.5 * peak(100_000) < 32 * 100_000
     assert not list(tmp_path.iterdir())
+
+
+def test_the_smallest_of_errors():
+    found = ranked(np.array([0.0, 5e-324, 0.0]), np.array([1.0, 3.0, 2.0]), np.zeros(3))
+    assert found.spearman[0] == pytest.approx(spearmanr([1, 3, 2], [0, 1, 0]).statistic)
+    assert found.ause == (0.0, None)
+
+
+def test_a_disk_that_is_full_is_named(tmp_path):
+    """By a limit on the size of files, which fails as a full disk does: where what is buffered is written."""
+    rng = np.random.default_rng(5)
+    found = Ranking(tmp_path, 1000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+
+    def fill():
+        for _ in range(5):
+            found.add(*rng.uniform(size=(3, 1000)))
+        found.against(1.0, 1.0)
+
+    try:
+        with pytest.raises(OSError, match=f"make room there.*{tmp_path}"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_the_file_is_where_it_is_told_to_be(tmp_path):
