@@ -51,7 +51,7 @@ def dense(phi, y, log_precision, parameters):
     return value, by_precision, by_parameters
 
 
-@pytest.mark.parametrize(("n", "d", "k"), [(12, 4, 3), (5, 9, 3), (20, 6, 1), (7, 2, 2)])
+@pytest.mark.parametrize(("n", "d", "k"), [(12, 4, 3), (5, 9, 3), (20, 6, 1), (7, 2, 2), (9, 150, 2)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_value_and_gradient_against_the_dense_normal(problem, n, d, k, seed):
     phi, y, statistics = problem(n, d, k, seed)
