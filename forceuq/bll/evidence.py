@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_solve, cholesky
 from scipy.linalg.lapack import dtrtri
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from forceuq.bll.statistics import SufficientStatistics
 from forceuq.errors import FitError
@@ -262,6 +263,13 @@ def fit_evidence(statistics: SufficientStatistics, isotropic: bool = False) -> E
     Raises:
         FitError: too few rows, values that are not finite, targets reproduced to rounding, no convergence.
     """
+    # Linear algebra of this size is faster in one thread, NumPy's and SciPy's threads being in each other's way; and
+    # what is found is the same for any number.
+    with threadpool_limits(1):
+        return _fit_evidence(statistics, isotropic)
+
+
+def _fit_evidence(statistics: SufficientStatistics, isotropic: bool) -> EvidenceFit:
     _check(statistics)
     k = statistics.targets
     square = statistics.gram.diagonal()

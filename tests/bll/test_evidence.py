@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, ortho_group
 from sklearn.linear_model import ARDRegression, BayesianRidge
+from threadpoolctl import threadpool_limits
 
 from forceuq.bll import evidence
 from forceuq.bll.evidence import (
@@ -398,3 +399,17 @@ def test_a_value_that_is_known_to_a_ten_thousandth_only_does_not_end_the_search(
     found = fit_evidence(statistics)
     assert found.gradient_norm <= 3e-3
     assert found.nlml == pytest.approx(exact.nlml, abs=1e-3)
+
+
+def test_threads_do_not_change_what_is_found():
+    """Where rounding decides between maxima: 256 nearly collinear features, whose evidence has many."""
+    rng = np.random.default_rng(0)
+    axes = ortho_group.rvs(256, random_state=0)
+    phi = (rng.normal(size=(4000, 256)) * np.geomspace(1, 1e-5, 256)) @ axes
+    statistics = accumulate([(phi, phi @ rng.normal(size=(256, 3)) + 0.1 * rng.normal(size=(4000, 3)))], 256)
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(fit_evidence(statistics))
+    assert found[0].nlml == found[1].nlml
+    np.testing.assert_array_equal(found[0].precision, found[1].precision)
