@@ -73,15 +73,18 @@ def posterior_mean(factor: Matrix, scale: Vector, cross: Matrix) -> Matrix:
 
 
 def _triangular_inverse(factor: Matrix) -> Matrix:
-    """Return L^-1 of a lower triangular L, (D, D), block row by block row: most of it by matrix products.
+    """Return L^-1 of a lower triangular L, (D, D), block by block: most of it by matrix products.
 
-    LAPACK's own takes twice as long at some hundred features.
+    In one thread LAPACK's own takes half as long again at 256 features, and as long at 1,024.
     """
     inverse = np.zeros(factor.shape)
     for start in range(0, len(factor), _BLOCK):
         rows = slice(start, start + _BLOCK)
         inverse[rows, rows], _ = dtrtri(factor[rows, rows], lower=1)
-        inverse[rows, :start] = -inverse[rows, rows] @ (factor[rows, :start] @ inverse[:start, :start])
+        for left in range(0, start, _BLOCK):
+            columns = slice(left, left + _BLOCK)
+            inverse[rows, columns] = factor[rows, left:start] @ inverse[left:start, columns]
+        inverse[rows, :start] = -inverse[rows, rows] @ inverse[rows, :start]
     return inverse
 
 
