@@ -35,8 +35,8 @@ class Work:
         name: data set or method.
         dataset: the data set that it belongs to.
         jobs: how many.
-        atoms: that they work on, all together, counted again for each epoch; 0 for downloads, whose time is the
-            network's; None: their time does not grow with atoms alone.
+        atoms: that they work on, all together, counted again for each epoch and each draw; 0 for downloads, whose time
+            is the network's; None: their time does not grow with atoms alone.
         device: cpu or cuda.
         rate: name of the throughput (``Throughput.rate``).
         disk: bytes that are left; None: not known.
@@ -75,6 +75,7 @@ def work_of(configuration: "Configuration", width: int | None) -> list[Work]:
         *_features(configuration, width),
         *_fits(configuration),
         *_predictions(configuration),
+        *_comparisons(configuration),
     ]
 
 
@@ -248,6 +249,17 @@ def _predictions(configuration: "Configuration") -> Iterator[Work]:
                 done = len(configuration.calibrations)
                 yield Work("calibrate, measure", name, dataset, jobs * (done + 1), len(seeds) * atoms * done, "cpu",
                            "metrics")  # fmt: skip
+
+
+def _comparisons(configuration: "Configuration") -> Iterator[Work]:
+    shown = [key for key, method in configuration.methods.items() if method.evaluate and method.in_tables]
+    for name in configuration.datasets:
+        fits = sum(len(configuration.seeds_of(method, name)) for method in shown)
+        tasks = [task for (owner, _), task in configuration.tasks.items() if owner == name]
+        atoms = sum(_atoms(configuration, parts) for task in tasks for parts in task.evaluate.values())
+        if tasks and fits:
+            drawn = fits * atoms * configuration.bootstrap_draws
+            yield Work("compare", name, name, 1, drawn, "cpu", "bootstrap")
 
 
 def _cache_device(configuration: "Configuration") -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 # Atoms of a structure, of a batch on a processor, and of the predictions that are evaluated.
 _CELL, _BATCH, _EVALUATED = 32, 1024, 50_000
+# Draws of structures.
+_DRAWS = 1000
 # Epochs of the longer fit; the second where the first took hardly longer than one epoch.
 _EPOCHS, _TELLING_SECONDS = (3, 41), 0.5
 # Structures, at most, that a method is fitted to which runs the backbone anew.
@@ -45,7 +47,7 @@ def measured_here(configuration: "Configuration", kept: Path, structures: int) -
     for device in devices:
         name = "none" if configuration.backbone is None else configuration.backbone.name
         files.append(kept / f"{name}-{platform.node()}-{device}.yaml")
-        needed = {f"prediction {kind}" for kind in _methods(configuration)}
+        needed = {"bootstrap"} | {f"prediction {kind}" for kind in _methods(configuration)}
         if not files[-1].exists() or needed - set(read_throughput(files[-1]).rates):
             _LOGGER.warning("Measuring what this machine does, kept in %s", files[-1])
             with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +77,11 @@ def measure(configuration: "Configuration", folder: Path, device: Device = "cpu"
     backbone = configuration.backbone
     assert backbone is not None  # of every benchmark
     weights, options = _weights(backbone, folder), backbone.options.model_dump(mode="json")
-    rates = {"read": structures * _CELL / _time_of_reading(folder, structures), "metrics": _rate_of_metrics(folder)}
+    rates = {
+        "read": structures * _CELL / _time_of_reading(folder, structures),
+        "metrics": _rate_of_metrics(folder),
+        "bootstrap": _rate_of_bootstrap(folder),
+    }
     gpu, features = device == "cuda", configuration.features
     for part in ("val", "train"):
         made = extract_features(
@@ -266,6 +272,16 @@ def _rate_of_metrics(folder: Path) -> float:
 
     seconds, calibrations = _seconds(work)
     return float(calibrations * _EVALUATED / seconds)
+
+
+def _rate_of_bootstrap(folder: Path) -> float:
+    """Draw structures of the predictions that metrics were made of; return atoms times draws a second."""
+    from forceuq.bootstrap import bootstrap
+    from forceuq.calibration import read_calibrations
+
+    calibrations = [(c.a, c.b) for c in read_calibrations(folder / "calibrations.json")]
+    seconds, _ = _seconds(lambda: bootstrap(folder / "predictions.parquet", calibrations, _DRAWS, [0]))
+    return float(_DRAWS * _EVALUATED / seconds)
 
 
 def _processor() -> str:

@@ -116,12 +116,9 @@ def predicted_atoms(wildcards):
 
 def to_compare(wildcards):
     tasks = [task for (name, _), task in TASKS.items() if name == wildcards.dataset]
-    largest = max(atoms_of(parts) for task in tasks for parts in task.evaluate.values())
-    return requests.comparing(
-        largest * len(of_dataset(wildcards.dataset, FIT)),
-        largest,
-        CONFIG.bootstrap_draws,
-    )
+    fits = len(of_dataset(wildcards.dataset, FIT)) // len(tasks)
+    atoms = sum(atoms_of(parts) for task in tasks for parts in task.evaluate.values())
+    return requests.comparing(fits * atoms, CONFIG.bootstrap_draws)
 
 
 def to_draw_surface(wildcards):

@@ -14,7 +14,8 @@ def main(job) -> None:
         method, _, task, seed = fit.split("/")
         fits.append(Evaluated(method, task, int(seed.removeprefix("seed")), Path(predictions), Path(calibrations)))
     with recorded(job):
-        compare(fits, job.params.splits, Path(job.output.comparisons), draws=job.params.draws)
+        output = Path(job.output.comparisons)
+        compare(fits, job.params.splits, output, draws=job.params.draws, processes=job.threads)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ CORES_PER_GPU = 4
 PARSER_MB = 300
 # A process that builds graphs (forceuq.features.extract).
 WORKER_MB = 1200
+# A process that draws structures (forceuq.bootstrap).
+COMPARER_MB = 600
 # Features held for shuffled reads, at most (forceuq.bll.batches), and once more while they are put together.
 POOL_BYTES = 2 * 3 * 2**28
 
@@ -39,8 +41,9 @@ CACHED_TRAINING = {"cpu": 50_000, "cuda": 300_000}
 CACHED_PASS = 200_000
 EVALUATE = 200_000
 LABEL = 200
-# Atoms times draws, and atoms times grid points, a second; measured as 16 and 490 million on one core.
-BOOTSTRAP = 15_000_000
+# Atoms times draws, and atoms times grid points, a second; measured as 26 (two calibrations whose orders differ) and
+# 490 million on one core.
+BOOTSTRAP = 20_000_000
 SURFACE = 400_000_000
 
 # Epochs until the patience ends: a small data set takes 200 to 300, MPtrj 70 (the paper, appendix).
@@ -191,16 +194,15 @@ def predicting(atoms: int, device: str, speed: Speed | None = None, passes: int 
     return replace(_request(memory, passes * atoms / rate, cores=CORES_PER_GPU * gpus), gpus=gpus)
 
 
-def evaluating(atoms: int, held_atoms: int, tables: int = 1) -> Request:
+def evaluating(atoms: int, held_atoms: int) -> Request:
     """Return what working on predictions asks for.
 
     Args:
         atoms: of all predictions that are read, together.
         held_atoms: of the largest prediction that is held in memory.
-        tables: predictions that are held at once.
     """
     # Target, mean and two covariances are 18 doubles an atom, and as much again for what is computed from them, twice.
-    return _request(LIGHT_MB + held_atoms * tables * 18 * 8 * 3 / 10**6, atoms / EVALUATE, cores=1)
+    return _request(LIGHT_MB + held_atoms * 18 * 8 * 3 / 10**6, atoms / EVALUATE, cores=1)
 
 
 def drawing_surfaces(atoms: int, held_atoms: int, points: int) -> Request:
@@ -209,10 +211,10 @@ def drawing_surfaces(atoms: int, held_atoms: int, points: int) -> Request:
     return _request(request.memory_mb, atoms / EVALUATE + atoms * points / SURFACE, cores=1)
 
 
-def comparing(atoms: int, held_atoms: int, draws: int) -> Request:
-    """Return what the paired bootstrap asks for; like ``evaluating``, with its draws."""
-    request = evaluating(0, held_atoms, tables=2)
-    return _request(request.memory_mb, atoms / EVALUATE + atoms * draws / BOOTSTRAP, cores=1)
+def comparing(atoms: int, draws: int) -> Request:
+    """Return what the paired bootstrap asks for, with its draws; it holds no atoms, and each core works by itself."""
+    request = _request(LIGHT_MB, 2 * atoms / EVALUATE + atoms * draws / BOOTSTRAP)
+    return replace(request, memory_mb=request.memory_mb + COMPARER_MB * (request.cores - 1))
 
 
 def _request(memory_mb: float, seconds: float, cores: int = 0) -> Request:

@@ -39,7 +39,7 @@ def test_a_retry_asks_for_more_of_what_was_too_little_up_to_the_largest_node():
         lambda atoms: requests.fitting(atoms, 1000, "cuda", Speed()),
         lambda atoms: requests.predicting(atoms, "cuda", Speed(), passes=10),
         lambda atoms: requests.evaluating(atoms, atoms),
-        lambda atoms: requests.comparing(atoms, atoms, 400),
+        lambda atoms: requests.comparing(atoms, 400),
         lambda atoms: requests.drawing_surfaces(atoms, atoms, 3721),
     ],
 )

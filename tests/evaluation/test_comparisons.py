@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forceuq import comparisons
+from forceuq.bootstrap import METRICS
 from forceuq.calibration import fit_calibrations, read_calibrations
-from forceuq.comparisons import METRICS, Evaluated, compare
+from forceuq.comparisons import Evaluated, compare
 from forceuq.errors import DataError
 from forceuq.metrics import evaluate
 from forceuq.predictions import VALIDATION_SPLIT, write_predictions
@@ -42,37 +42,6 @@ def test_values_are_the_metrics(tmp_path, fit, block, kind):
     for calibration, result in zip(calibrations, evaluate([data], [(c.a, c.b) for c in calibrations]), strict=True):
         for metric in METRICS:
             assert found[metric, calibration.kind] == pytest.approx(result.values[metric][0], rel=1e-12)
-
-
-def test_a_draw_is_the_metrics_of_the_structures_drawn(tmp_path, fit, block, monkeypatch):
-    data = block(70, kind="ensemble")
-    one = fit("one", data, kinds=("none",))
-    weights = np.random.default_rng(0).multinomial(10, np.full(10, 0.1), size=3).astype(float)
-    monkeypatch.setattr(comparisons, "_weights", lambda *_: iter([weights]))
-    split = comparisons._read(one.predictions / "id.parquet", [(1.0, 1.0)])
-    (sampled,) = comparisons._sample(split, 3, [0])
-    for draw, row in enumerate(weights):
-        atoms = np.repeat(np.arange(70), row[data.structure].astype(int))
-        drawn = replace(data, **{name: value[atoms] for name, value in vars(data).items()})
-        (expected,) = evaluate([drawn], [(1.0, 1.0)])
-        for metric in METRICS:
-            assert sampled[metric][draw] == pytest.approx(expected.values[metric][0], rel=1e-12), metric
-
-
-def test_a_structure_whose_atoms_lie_in_two_blocks_is_one(fit, block, monkeypatch):
-    one = fit("one", block(70))
-    whole = comparisons._read(one.predictions / "id.parquet", [(1.0, 1.0)])
-    (read,) = comparisons.read_predictions(one.predictions / "id.parquet")
-    cut = [
-        replace(read, **{name: value[part] for name, value in vars(read).items()})
-        for part in (slice(24), slice(24, None))
-    ]
-    assert cut[0].structure[-1] == cut[1].structure[0]
-    monkeypatch.setattr(comparisons, "read_predictions", lambda _: iter(cut))
-    again = comparisons._read(one.predictions / "id.parquet", [(1.0, 1.0)])
-    for name in ("keys", "index", "absolute", "counts"):
-        assert np.array_equal(getattr(whole, name), getattr(again, name)), name
-    assert whole.counts[0].shape == (10, 100)
 
 
 def test_what_is_worse_on_every_structure_is_told_apart_and_what_is_equal_is_not(tmp_path, fit, block):
@@ -127,14 +96,6 @@ def test_seeds_are_averaged_and_draws_repeat(tmp_path, fit, block):
     pd.testing.assert_frame_equal(found, table(tmp_path, fits, draws=20))
 
 
-def test_draws_do_not_depend_on_how_many_are_held_at_once(tmp_path, fit, block, monkeypatch):
-    fits = [fit("one", block(140)), fit("two", block(140, kind="bll", scale=1e-2))]
-    fits[1] = fit("three", replace(block(140), mean=block(140).mean + 0.02))
-    whole = table(tmp_path, fits, draws=30)
-    monkeypatch.setattr(comparisons, "_WEIGHTS", 140 * 7)
-    pd.testing.assert_frame_equal(whole, table(tmp_path, fits, draws=30))
-
-
 def test_a_constant_uncertainty_has_no_rank_correlation(tmp_path, fit, block):
     found = table(tmp_path, [fit("one", block(140, kind="zero"), kinds=("none",)), fit("two", block(140))], draws=5)
     assert "one" not in set(found.loc[found["metric"] == "spearman", "method"])
@@ -146,3 +107,12 @@ def test_methods_of_other_structures_are_named(tmp_path, fit, block):
     fits = [fit("one", data), fit("two", replace(data, structure=data.structure + 1))]
     with pytest.raises(DataError, match=r"two/0/id\.parquet: predicts other structures than .*one/0/id\.parquet"):
         table(tmp_path, fits, draws=2)
+
+
+def test_nothing_depends_on_the_number_of_processes(tmp_path, fit, block):
+    fits = [fit("one", block(140)), fit("two", replace(block(140), mean=block(140).mean + 0.02))]
+    alone = table(tmp_path, fits, draws=30)
+    pd.testing.assert_frame_equal(alone, table(tmp_path, fits, draws=30, processes=2), check_exact=True)
+    (fits[1].predictions / "id.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match=r"two/0/id\.parquet"):
+        table(tmp_path, fits, draws=30, processes=2)

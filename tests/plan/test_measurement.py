@@ -26,7 +26,7 @@ def test_everything_is_measured_with_random_weights(tiny, tmp_path):
     found = measure(tiny, tmp_path, structures=5)
     assert (found.device, found.backbone, found.width) == ("cpu", "orb-v3-direct-20-omat", 16)
     assert found.hardware
-    assert set(found.rates) >= {"read", "cache", "metrics", "single fit bll", "prediction bll"}
+    assert set(found.rates) >= {"read", "cache", "metrics", "bootstrap", "single fit bll", "prediction bll"}
 
 
 def test_what_was_measured_is_kept(tiny, tmp_path, monkeypatch):
@@ -36,7 +36,7 @@ def test_what_was_measured_is_kept(tiny, tmp_path, monkeypatch):
         from test_plan import record
 
         calls.append(arguments)
-        return record(rates={"prediction bll": 1.0})
+        return record(rates={"prediction bll": 1.0, "bootstrap": 1.0})
 
     monkeypatch.setattr("forceuq.throughput_measurement.measure", once)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
