@@ -10,9 +10,10 @@ Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (perce
 import contextlib
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -72,8 +73,9 @@ def compare(
         DataError: damaged files, or methods that predict other structures of a split.
     """
     parts = [_Part(fit, split, draws, seed, output.parent) for split in splits for fit in fits]
+    work = ordered_map(_sampled, parts, min(processes, len(parts)))
     # Closed, so that what is left of the work is given up where a part fails.
-    with contextlib.closing(ordered_map(_sampled, parts, min(processes, len(parts)))) as sampled:
+    with contextlib.closing(cast("Generator[tuple[list[str], Bootstrap]]", work)) as sampled:
         rows = [row for split in splits for row in _of_split(split, fits, sampled)]
     with whole_file(output) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -15,9 +15,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ordered_map(
-    function: Callable[[T], R], items: Iterable[T], processes: int, ahead: int = 2
-) -> Generator[R, None, None]:
+def ordered_map(function: Callable[[T], R], items: Iterable[T], processes: int, ahead: int = 2) -> Iterator[R]:
     """Yield ``function`` of each item, in the items' order, whatever the number of processes.
 
     Args:
