@@ -75,8 +75,8 @@ def bootstrap(
         calibrations: the pairs (a, b).
         draws: bootstrap samples.
         seed: of the draws.
-        folder: where temporary files may be, of up to 120 bytes an atom, and for each calibration 4 an atom and 408 a
-            structure; None: the system's.
+        folder: where temporary files may be, of up to 120 bytes an atom and 24 a structure, and for each calibration 4
+            an atom and some 100 a structure (200 where one has more than 85 atoms); None: the system's.
 
     Raises:
         DataError: no atoms, or predictions that cannot be used.
