@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("Snakefile", "rules", "workflow_scripts", "forceuq", "rerun_reasons", "config", "profiles", "envs")
@@ -141,10 +142,20 @@ def copy_project(folder: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose tiny run is finished. Tests that change it work on a copy: see ``project``."""
-    project = copy_project(tmp_path_factory.mktemp("project"))
-    project.snakemake()
-    return project
+    """A project whose tiny run is finished. Tests that change it work on a copy: see ``project``.
+
+    It is made once for all of pytest-xdist's workers, by the first that comes; each has a copy, since runs lock it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with FileLock(shared.with_suffix(".lock")):
+        if not (shared / "finished").exists():
+            shutil.rmtree(shared, ignore_errors=True)
+            copy_project(shared).snakemake()
+            (shared / "finished").touch()
+    folder = tmp_path_factory.mktemp("project") / "project"
+    shutil.copytree(shared, folder)
+    return Project(folder, folder / "tiny.yaml")
 
 
 @pytest.fixture
