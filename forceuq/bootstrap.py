@@ -4,8 +4,8 @@ Atoms of a structure stay together: their errors are not independent. Mean absol
 are sums over structures, which a draw weighs. A rank correlation is not; ranking all atoms again for each draw would be
 most of the work. For draws, errors and uncertainties are cut into 2,048 groups of equal share (512 of more than 262,144
 atoms), each with one rank; how many of a structure's atoms are in which pair of groups is then all that a draw has to
-add up. With fewer distinct values than groups that is exact. With more, a draw's correlation is off by some hundredth
-of what draws differ by. The data's own correlation is always exact.
+add up. With fewer distinct values than groups, none of them rare, that is exact. With more, a draw's correlation is off
+by some hundredth of what draws differ by. The data's own correlation is always exact.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from scipy import sparse
 from forceuq.errors import DataError
 from forceuq.metrics import LEVELS, level_counts
 from forceuq.predictions import PredictionBlock, read_predictions
-from forceuq.ranking import Ranking
+from forceuq.ranking import Ranking, folder_named
 from forceuq.whitening import whiten
 
 METRICS = ("mae", "ece", "spearman", "nll")
 # Atoms, at most, and groups. Few atoms are in few pairs of groups, however many groups there are; of more atoms, pairs
 # are what takes memory and time.
 _GROUPS = {2**18: 2048, 2**62: 512}
-# Values that the groups' bounds are taken from, at most.
+# Values that the groups' bounds are taken from: all, or about as many.
 _SAMPLE = 2**18
 # Atoms and structures of a record, which are added up at a time.
 _ATOMS, _STRUCTURES = 2**19, 2**16
@@ -39,6 +39,7 @@ _BYTES = 2**25
 _SLICE = 2**13
 # Bytes of a temporary file that stay in memory.
 _SPOOL = 2**25
+_KEPT = "what the bootstrap draws from"
 
 Floats = NDArray[np.float64]
 Weights = NDArray[np.uint16]
@@ -106,18 +107,18 @@ class _Records:
         self._records: list[tuple[int, int]] = []
 
     def append(self, *arrays: NDArray[Any]) -> None:
-        try:
+        with folder_named(self._folder, _KEPT):
             self._records.append((self._file.seek(0, 2), len(arrays)))
             for array in arrays:
                 np.save(self._file, array, allow_pickle=False)
-        except OSError as error:
-            what = f"{error.strerror}, in a temporary file of the bootstrap: make room there"
-            raise OSError(error.errno, what, str(self._folder or tempfile.gettempdir())) from error
 
     def __iter__(self) -> Iterator[tuple[NDArray[Any], ...]]:
         for start, count in self._records:
-            self._file.seek(start)
-            yield tuple(np.load(self._file, allow_pickle=False) for _ in range(count))
+            # What is written last may reach the disk only here.
+            with folder_named(self._folder, _KEPT):
+                self._file.seek(start)
+                arrays = tuple(np.load(self._file, allow_pickle=False) for _ in range(count))
+            yield arrays
 
 
 class _Structures:
@@ -199,7 +200,7 @@ def _flush(pending: list[tuple[NDArray[Any], ...]], sums: _Records, traces: _Rec
     pending.clear()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Grid:
     """Atoms by the group of their error and that of their uncertainty; of all such cells, those that have atoms.
 
@@ -242,8 +243,9 @@ class _Grid:
 def _grids(traces: _Records, calibrations: Sequence[tuple[float, float]], folder: Path | None) -> list[_Grid]:
     """Return the grid of each calibration; those that leave the order as it is share one."""
     n = sum(len(ranked) for (ranked,) in traces)
-    step = -(-n // _SAMPLE)
-    sample = np.concatenate([ranked[::step] for (ranked,) in traces])
+    # At random: every k-th may be the same atom of each structure, whose errors are not those of the others.
+    rng = np.random.default_rng(0)
+    sample = np.concatenate([ranked[rng.random(len(ranked)) < _SAMPLE / n] for (ranked,) in traces])
     groups = next(groups for most, groups in _GROUPS.items() if n <= most)
     errors = _bounds(sample[:, 0], groups)
     grids: dict[bytes, _Grid] = {}
@@ -302,25 +304,23 @@ def _metrics(weights: Weights, sums: _Records, grids: Sequence[_Grid]) -> Iterat
     draws, kinds = len(weights), len(grids)
     components, absolute = np.zeros(draws), np.zeros(draws)
     nll, counts = np.zeros((kinds, draws)), np.zeros((kinds, len(LEVELS) + 1, draws))
-    cells = {id(grid): np.zeros((grid.size, draws)) for grid in grids}
-    own = {id(grid): grid for grid in grids}
-    for (number, sizes, errors, likelihoods, levels), *atoms in zip(
-        sums, *(grid.atoms for grid in own.values()), strict=True
-    ):
+    cells = {grid: np.zeros((grid.size, draws)) for grid in grids}
+    records = zip(sums, *(grid.atoms for grid in cells), strict=True)
+    for (number, sizes, errors, likelihoods, levels), *atoms in records:
         times = np.ascontiguousarray(weights[:, number].T, dtype=np.float64)
         components += 3.0 * (sizes @ times)
         absolute += errors @ times
         nll += likelihoods @ times
         for total, level in zip(counts, levels, strict=True):
             total += level.T.astype(np.float64) @ times
-        for (key, grid), (cell,) in zip(own.items(), atoms, strict=True):
-            cells[key] += grid.drawn(cell, sizes, times)
-    spearman = {key: grid.correlation(cells.pop(key)) for key, grid in own.items()}
+        for (grid, drawn), (cell,) in zip(cells.items(), atoms, strict=True):
+            drawn += grid.drawn(cell, sizes, times)
+    spearman = {grid: grid.correlation(drawn) for grid, drawn in cells.items()}
     for grid, likelihood, level in zip(grids, nll, counts, strict=True):
         coverage = np.cumsum(level, axis=0)[:-1] / components
         yield {
             "mae": absolute / components,
             "ece": np.abs(coverage - LEVELS[:, None]).mean(axis=0),
             "nll": likelihood / components,
-            "spearman": spearman[id(grid)],
+            "spearman": spearman[grid],
         }

@@ -184,7 +184,7 @@ class Ranking:
         Raises:
             OSError: the temporary file cannot be written; its folder is named.
         """
-        with _folder_named(self._folder):
+        with folder_named(self._folder, "what is ranked, up to 96 bytes an atom"):
             self._rows.append(np.stack([error, floor, spread, np.zeros(len(error))], axis=1))
 
     def against(self, a: float, b: float) -> RankStatistics:
@@ -195,7 +195,7 @@ class Ranking:
         Raises:
             OSError: as in ``add``.
         """
-        with _folder_named(self._folder):
+        with folder_named(self._folder, "what is ranked, up to 96 bytes an atom"):
             if not self._ranked:
                 self._rank_errors()
             return self._against(a, b)
@@ -236,12 +236,21 @@ class Ranking:
 
 
 @contextlib.contextmanager
-def _folder_named(folder: Path | None) -> Iterator[None]:
+def folder_named(folder: Path | None, what: str) -> Iterator[None]:
+    """Name the folder, and what was to be kept there, where a temporary file cannot be written or read.
+
+    Args:
+        folder: where it is; None: the system's.
+        what: is kept in it.
+
+    Raises:
+        OSError: the same one, with both.
+    """
     try:
         yield
     except OSError as error:
-        what = f"{error.strerror}, in a temporary file of what is ranked, up to 96 bytes an atom: make room there"
-        raise OSError(error.errno, what, str(folder or tempfile.gettempdir())) from error
+        said = f"{error.strerror}, in a temporary file of {what}: make room there"
+        raise OSError(error.errno, said, str(folder or tempfile.gettempdir())) from error
 
 
 def _in_order(rows: _Rows, key: Callable[[Floats], Floats]) -> Iterator[tuple[Floats, Floats]]:

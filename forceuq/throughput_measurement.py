@@ -275,13 +275,21 @@ def _rate_of_metrics(folder: Path) -> float:
 
 
 def _rate_of_bootstrap(folder: Path) -> float:
-    """Draw structures of the predictions that metrics were made of; return atoms times draws a second."""
+    """Draw structures of the predictions that metrics were made of; return atoms times draws a second.
+
+    Calibrations leave the order of these as it is, as they do with a BLL. Each core has a process of its own, as in
+    ``forceuq.comparisons.compare``.
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
     from forceuq.bootstrap import bootstrap
     from forceuq.calibration import read_calibrations
 
     calibrations = [(c.a, c.b) for c in read_calibrations(folder / "calibrations.json")]
-    seconds, _ = _seconds(lambda: bootstrap(folder / "predictions.parquet", calibrations, _DRAWS, [0]))
-    return float(_DRAWS * _EVALUATED / seconds)
+    with threadpool_limits(1):
+        seconds, _ = _seconds(lambda: bootstrap(folder / "predictions.parquet", calibrations, _DRAWS, [0]))
+    return float(torch.get_num_threads() * _DRAWS * _EVALUATED / seconds)
 
 
 def _processor() -> str:

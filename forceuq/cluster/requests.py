@@ -41,9 +41,9 @@ CACHED_TRAINING = {"cpu": 50_000, "cuda": 300_000}
 CACHED_PASS = 200_000
 EVALUATE = 200_000
 LABEL = 200
-# Atoms times draws, and atoms times grid points, a second; measured as 26 (two calibrations whose orders differ) and
-# 490 million on one core.
-BOOTSTRAP = 20_000_000
+# Atoms times draws, and atoms times grid points, a second; measured as 16 to 37 (benchmarks/bootstrap.py) and 490
+# million on one core.
+BOOTSTRAP = 15_000_000
 SURFACE = 400_000_000
 
 # Epochs until the patience ends: a small data set takes 200 to 300, MPtrj 70 (the paper, appendix).

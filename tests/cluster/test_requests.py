@@ -105,3 +105,9 @@ def test_what_trains_nothing_asks_for_no_gpu():
     assert effort_of_method("lora", load_method("lora").Options(device="cuda"), False).predicts_on == "cuda"
     swag = load_method("swag").Options(max_epochs=100, swag_epochs=40)
     assert [effort_of_method("swag", swag, started).epochs for started in (False, True)] == [140, 40]
+
+
+def test_each_core_that_compares_has_memory_of_its_own():
+    one, many = requests.comparing(1_000_000, 400), requests.comparing(300_000_000, 400)
+    assert (one.cores, many.cores) == (1, 8)
+    assert many.memory_mb == one.memory_mb + 7 * requests.COMPARER_MB

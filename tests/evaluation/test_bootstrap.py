@@ -92,6 +92,22 @@ def test_a_value_of_many_atoms_is_a_group_of_its_own(written, block, monkeypatch
     assert np.unique(np.searchsorted(ends, np.array([-1.0, 0.0, 1.0]))).size == 3
 
 
+def test_groups_are_of_all_atoms_where_there_are_more_than_are_sampled(written, block, monkeypatch):
+    # Of each structure the first atom's error is the smallest by far: every seventh atom would be a sample of these.
+    data = block(7000, kind="ensemble", scale=0.1)
+    factor = np.where(np.arange(7000) % 7 == 0, 1e-3, 1.0)[:, None]
+    monkeypatch.setattr(module, "_SAMPLE", 1000)
+    monkeypatch.setattr(module, "_GROUPS", {2**62: 100})
+    traces = module._Records(None)
+    residual = factor * (data.target - data.mean)
+    path = written(replace(data, mean=data.target - residual))
+    module._summed(path, CALIBRATIONS, module._Records(None), traces, None)
+    for grid in module._grids(traces, CALIBRATIONS, None):
+        cells = np.concatenate([grid.number[cell] for (cell,) in grid.atoms])
+        for groups in (grid.errors[cells], grid.traces[cells]):
+            assert np.bincount(groups).max() < 7000 / 20
+
+
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.integers(2, 20))
 @settings(deadline=None)
 def test_groups_keep_the_order(values, groups):
@@ -163,6 +179,8 @@ def test_a_full_disk_is_named(written, block, tmp_path, monkeypatch):
 
     path = written(block(140))
     monkeypatch.setattr(module.np, "save", full)
-    with pytest.raises(OSError, match="No space left on device, in a temporary file of the bootstrap") as caught:
+    with pytest.raises(
+        OSError, match="No space left on device, in a temporary file of what the bootstrap draws from"
+    ) as caught:
         bootstrap(path, CALIBRATIONS, 1, [0], tmp_path)
     assert caught.value.filename == str(tmp_path)

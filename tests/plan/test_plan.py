@@ -72,6 +72,10 @@ def test_the_work_of_mptrj(mptrj):
     # Members of the ensemble are fitted and predict, but are not evaluated by themselves.
     assert work["predict", "lora"].jobs == 9
     assert ("calibrate, measure", "lora") not in work
+    # Each of 28 fits in the tables (1 + 3 + 5 + 5 + 5 + 3 + 3 + 3) is drawn on the test's tenth, TM23 and Alex-val-s.
+    drawn = 28 * (0.1 * atoms + 2_600_000 + 5_500_000) * mptrj.bootstrap_draws
+    assert (work["compare", "mptrj"].jobs, work["compare", "mptrj"].rate) == (1, "bootstrap")
+    assert work["compare", "mptrj"].atoms == pytest.approx(drawn)
 
 
 def test_table_1s_row_is_one_fit_with_the_cache(mptrj):
