@@ -41,7 +41,7 @@ CACHED_TRAINING = {"cpu": 50_000, "cuda": 300_000}
 CACHED_PASS = 200_000
 EVALUATE = 200_000
 LABEL = 200
-# Atoms times draws, and atoms times grid points, a second; measured as 16 to 37 (benchmarks/bootstrap.py) and 490
+# Atoms times draws, and atoms times grid points, a second; measured as 16 to 55 (benchmarks/bootstrap.py) and 490
 # million on one core.
 BOOTSTRAP = 15_000_000
 SURFACE = 400_000_000
