@@ -33,6 +33,8 @@ _EPS = float(np.finfo(np.float64).eps)
 # Rows of a triangular matrix that LAPACK inverts at a time.
 _BLOCK = 64
 _FIXED_POINT_STEPS = 10
+# What the precisions at the first start are multiplied by at the others.
+_WEAKER_STARTS = (1e-2, 1e-4, 1e-6, 1e-8)
 _RESTARTS = 4
 # Steps along the gradient between them, and by how many powers of two a step may be shorter or longer than it.
 _DESCENTS = 10
@@ -252,7 +254,10 @@ def fit_evidence(statistics: SufficientStatistics, isotropic: bool = False) -> E
     Sigma_e is always at its stationary value (eq. 10). Lambda_0 starts at each feature's mean square, takes a
     few fixed-point steps ``lambda_d = K gamma_d / (B_n Sigma_e^-1 B_n^T)_dd`` (Tipping 2001,
     https://jmlr.org/papers/v1/tipping01a.html) and then L-BFGS-B on log lambda, within the bounds
-    ``LOWEST_RATIO`` and ``HIGHEST_RATIO`` on lambda_d / (Phi^T Phi)_dd. With many rows the evidence is known
+    ``LOWEST_RATIO`` and ``HIGHEST_RATIO`` on lambda_d / (Phi^T Phi)_dd. Such a start shrinks away what hardly counts
+    in the features' mean squares (few rows and a large mean, or the weak directions of collinear features), and
+    the search would end where nothing is explained: it goes on from a weaker prior instead where the evidence there
+    is already higher than what the steps came to. With many rows the evidence is known
     to about N * 1e-16, with nearly collinear features far less well, and a line search can fail on that before its own
     tolerance is met: it starts again from where the slope alone says that the evidence is higher, and what is
     required is a small gradient, wherever the optimiser stopped.
@@ -316,19 +321,33 @@ def _fit_evidence(statistics: SufficientStatistics, isotropic: bool) -> Evidence
             ratio = farthest
         return ratio
 
-    ratio = np.clip(start, low, high)
-    value, gradient, noise, solution = at(ratio)
-    trace.append(value)
-    for _ in range(_FIXED_POINT_STEPS):
-        # From the gradient: precision * weights = 2 gradient + K gamma.
-        gamma = np.maximum(each(solution.gamma), _EPS)
-        weights = np.maximum(2.0 * gradient + k * each(solution.gamma), _EPS * gamma)
-        proposal = np.clip(ratio + np.log(k * gamma / weights), low, high)
-        new_value, new_gradient, new_noise, new_solution = at(proposal)
-        if not new_value < value:
-            break
-        ratio, value, gradient, noise, solution = proposal, new_value, new_gradient, new_noise, new_solution
+    def settled(ratio: Vector, value: float, gradient: Vector, solution: _Solution) -> tuple[Vector, float]:
         trace.append(value)
+        for _ in range(_FIXED_POINT_STEPS):
+            # From the gradient: precision * weights = 2 gradient + K gamma.
+            gamma = np.maximum(each(solution.gamma), _EPS)
+            weights = np.maximum(2.0 * gradient + k * each(solution.gamma), _EPS * gamma)
+            proposal = np.clip(ratio + np.log(k * gamma / weights), low, high)
+            new_value, gradient, _, solution = at(proposal)
+            if not new_value < value:
+                break
+            ratio, value = proposal, new_value
+            trace.append(value)
+        return ratio, value
+
+    ratio = np.clip(start, low, high)
+    value, gradient, _, solution = at(ratio)
+    ratio, value = settled(ratio, value, gradient, solution)
+    for weaker in _WEAKER_STARTS:
+        proposal = np.clip(start + np.log(weaker), low, high)
+        try:
+            new_value, gradient, _, solution = at(proposal)
+        except FitError:
+            # With so weak a prior rounding is all that is left of Lambda_n or of the targets: no place to start.
+            break
+        if new_value < value:
+            ratio, value = settled(proposal, new_value, gradient, solution)
+    value, gradient, noise, solution = at(ratio)
 
     rounding = statistics.width * _EPS * max(abs(value), 1.0)
     tolerance = k * max(1e-3, float(np.sqrt(rounding)))

@@ -290,6 +290,24 @@ def test_fit_never_worse_than_its_start(seed, n, d):
     assert 0 <= found.effective_parameters <= min(n, d) + 1e-9
 
 
+@pytest.mark.parametrize("isotropic", [False, True])
+@pytest.mark.parametrize(("n", "weakest", "offset"), [(300, 1e-3, 0.0), (3000, 1e-5, 0.0), (200, 1.0, 300.0)])
+def test_a_signal_in_what_hardly_counts_in_the_mean_squares_is_found(n, weakest, offset, isotropic):
+    """At precisions of the features' mean squares all of it is shrunk away, which is a maximum of its own."""
+    rng = np.random.default_rng(0)
+    d = 32
+    directions = rng.normal(size=(n + 1000, d))
+    phi = directions * np.geomspace(1.0, weakest, d) @ ortho_group.rvs(d, random_state=0) + offset
+    phi = phi.astype(np.float32)
+    y = directions[:, -8:] @ rng.normal(size=(8, 3)) / 8**0.5 + 0.1 * rng.normal(size=(n + 1000, 3))
+    statistics = accumulate([(phi[:n], y[:n])], d)
+    found = fit_evidence(statistics, isotropic)
+    error = Posterior.from_statistics(statistics, found.precision, found.noise).predict(phi[n:]) - y[n:]
+    assert np.sqrt(np.mean(error**2)) < 0.2
+    grid = np.log(statistics.gram.diagonal().max()) + np.linspace(np.log(1e-11), np.log(1e2), 80)
+    assert found.nlml <= min(profiled_nlml(statistics, np.full(d, at))[0] for at in grid)
+
+
 def hostile(n=2000):
     rng = np.random.default_rng(0)
     phi = rng.normal(size=(n, 12)).astype(np.float32)
