@@ -1,8 +1,8 @@
 """Fit one method to one task with one seed."""
 
-import shutil
 from pathlib import Path
 
+from forceuq.checkpoints import checkpoints_of
 from forceuq.measurement import measured
 from forceuq.methods import BackboneSource, TrainingData, load_method, structure_parts
 from forceuq.provenance.jobs import recorded
@@ -11,12 +11,12 @@ from forceuq.scratch import near
 
 def main(job) -> None:
     method = load_method(job.params.kind)
-    checkpoints = Path(job.params.checkpoints)
     start = job.input.get("start")
     backbone = job.params.backbone
     devices = {"devices": job.resources.devices} if job.resources.devices > 1 else {}
     statistics = job.input.get("statistics", [])
     with (
+        checkpoints_of(Path(job.params.checkpoints), job.params.code) as checkpoints,
         recorded(job),
         measured(Path(job.output.fit), job.threads),
         near(tuple(map(Path, job.input.train)), read_again=bool(job.resources.rereads)) as train,
@@ -37,7 +37,6 @@ def main(job) -> None:
             starts_from=Path(str(start)) if start else None,
         )
         fitted.save(Path(job.output.fit))
-        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 if __name__ == "__main__":
