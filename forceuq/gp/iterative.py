@@ -6,6 +6,7 @@ and its gradient are estimates from probe vectors (Gardner et al. 2018, arXiv:18
 arXiv:1903.08114), with the preconditioner's own share taken exactly (Wenger et al. 2022, arXiv:2107.00243).
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +18,16 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from forceuq.errors import FitError
+from forceuq.gp.conjugate_gradients import Run, iterate
 from forceuq.gp.kernels import Hyperparameters, KernelName, covariance, product, slope_forms, slopes
 from forceuq.gp.preconditioner import Preconditioner, choose_pivots, precondition
 
+_LOGGER = logging.getLogger(__name__)
+
 # Relative residual of the solves of an evaluation. Truncation is then far below the estimate's statistical error.
 _EVALUATION_TOLERANCE = 1e-6
+# Largest error of a mean, in standard deviations of the noise, that is accepted where rounding is in the way.
+_ROUNDED = 0.1
 # Numbers in one n x m matrix of a batch of predictions, and the most atoms in a batch.
 _BATCH_NUMBERS = 2**24
 _BATCH_ATOMS = 1024
@@ -62,88 +68,21 @@ def needed_bytes(n: int, width: int, settings: Settings, outputs: int = 3) -> in
     return 8 * n * (columns + 4 * width) + min(_TILES, 8 * 8 * n * n)
 
 
-@dataclass
-class _Run:
-    """What conjugate gradients did for right-hand sides (n, T)."""
-
-    solution: Tensor | None
-    norms: Tensor
-    forms: Tensor
-    iterations: int
-    alphas: list[NDArray[np.float64]]
-    betas: list[NDArray[np.float64]]
-
-
-def _iterate(
-    multiply: Callable[[Tensor], Tensor],
-    preconditioner: Preconditioner,
-    sides: Tensor,
-    finished: Callable[[Tensor, Tensor, Tensor], Tensor],
-    max_iterations: int,
-    *,
-    solution: bool,
-) -> _Run:
-    """Iterate from zero until every column is finished, of which the caller judges, or the iterations are used up.
-
-    Args:
-        multiply: product with the matrix.
-        preconditioner: of it.
-        sides: (n, T) right-hand sides.
-        finished: of residuals' norms, b^T x so far and columns' numbers.
-        max_iterations: that.
-        solution: whether the solution is kept.
-    """
-    count = sides.shape[1]
-    x = torch.zeros_like(sides) if solution else None
-    norms, forms = sides.norm(dim=0), torch.zeros(count, dtype=torch.float64, device=sides.device)
-    active = torch.arange(count, device=sides.device)
-    alphas: list[NDArray[np.float64]] = []
-    betas: list[NDArray[np.float64]] = []
-    keep = ~finished(norms, forms, active)
-    active = active[keep]
-    r = sides[:, active]
-    z = preconditioner.power(-1.0, r)
-    p, rz = z, (r * z).sum(0)
-    while len(active) and len(alphas) < max_iterations:
-        product_p = multiply(p)
-        alpha = rz / (p * product_p).sum(0)
-        if not bool(((alpha > 0) & torch.isfinite(alpha)).all()):
-            break
-        if x is not None:
-            x[:, active] += alpha * p
-        r = r - alpha * product_p
-        del product_p
-        z = preconditioner.power(-1.0, r)
-        following = (r * z).sum(0)
-        norms[active] = r.norm(dim=0)
-        # b^T x grows by this in each step, also in finite precision (Strakos & Tichy 2002, ETNA 13, 56-80).
-        forms[active] += alpha * rz
-        beta = following / rz
-        for steps, values in ((alphas, alpha), (betas, beta)):
-            steps.append(np.full(count, np.nan))
-            steps[-1][active.cpu().numpy()] = values.cpu().numpy()
-        keep = ~finished(norms[active], forms[active], active)
-        if bool(keep.all()):
-            p, rz = torch.addcmul(z, beta, p), following
-        else:
-            p, rz = torch.addcmul(z[:, keep], beta[keep], p[:, keep]), following[keep]
-            active, r = active[keep], r[:, keep]
-    return _Run(x, norms, forms, len(alphas), alphas, betas)
-
-
 @dataclass(frozen=True)
 class Solution:
-    """Of K x = b, to the tolerance.
+    """Of K x = b.
 
     Args:
         x: (n, T).
         iterations: that it took.
         residual: largest norm of a column of b - K x, as a share of that of b.
+        mean_error: no posterior mean is off by more, in units of b.
     """
 
     x: Tensor
     iterations: int
     residual: float
+    mean_error: float
 
 
 def solve(
@@ -158,16 +97,18 @@ def solve(
 
     By Cauchy-Schwarz and because no eigenvalue is below the noise, a mean is off by no more than the residual's norm
     times sqrt(outputscale / noise). The residual is computed anew at the end, and iterated on where rounding has
-    kept it too large.
+    kept it too large. Where that no longer helps (a large outputscale beside little noise), a tenth of the noise's
+    standard deviation is accepted, and told.
 
     Raises:
-        FitError: the tolerance is not reached.
+        FitError: the tolerance is not reached, nor that.
     """
     multiply = _multiplier(kernel, x, parameters)
-    wanted = settings.tolerance * math.sqrt(parameters.noise / parameters.outputscale)
+    share = math.sqrt(parameters.noise / parameters.outputscale)
+    wanted = settings.tolerance * share
     solution, residual, iterations = torch.zeros_like(sides), sides, 0
     while True:
-        run = _iterate(
+        run = iterate(
             multiply,
             preconditioner,
             residual,
@@ -184,10 +125,16 @@ def solve(
         largest = float(residual.norm(dim=0).max())
         if largest <= wanted:
             break
-        if iterations >= settings.max_iterations or not largest < 0.5 * before:
-            raise _unconverged(len(x), parameters, iterations, f"a residual of {largest:.3g} where {wanted:.3g} is")
+        rounded = iterations < settings.max_iterations and not largest < 0.5 * before
+        if rounded and largest <= _ROUNDED * math.sqrt(parameters.noise) * share:
+            _LOGGER.warning("rounding leaves means known to %.1e, not to %.1e", largest / share, settings.tolerance)
+            break
+        if rounded or iterations >= settings.max_iterations:
+            raise _unconverged(
+                len(x), parameters, iterations, f"a residual of {largest:.3g} where {wanted:.3g} is", rounded
+            )
     relative = residual.norm(dim=0) / sides.norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
-    return Solution(solution, iterations, float(relative.max()))
+    return Solution(solution, iterations, float(relative.max()), largest / share)
 
 
 @dataclass(frozen=True)
@@ -266,7 +213,7 @@ class ProbedLikelihood:
         conditioner, weights = precondition(self.kernel, x, parameters, self.pivots)
         sides = torch.cat([y, conditioner.power(0.5, self.probes)], dim=1)
         wanted = _EVALUATION_TOLERANCE * sides.norm(dim=0)
-        run = _iterate(
+        run = iterate(
             _multiplier(self.kernel, x, parameters),
             conditioner,
             sides,
@@ -357,7 +304,7 @@ def predict(
         return off <= settings.tolerance * (parameters.outputscale - forms).clamp(min=floor)
 
     multiply = _multiplier(kernel, x, parameters)
-    run = _iterate(multiply, preconditioner, cross, finished, settings.max_iterations, solution=False)
+    run = iterate(multiply, preconditioner, cross, finished, settings.max_iterations, solution=False)
     open_columns = ~finished(run.norms, run.forms, run.norms)
     if bool(open_columns.any()):
         worst = float(run.norms[open_columns].max())
@@ -370,7 +317,7 @@ def _multiplier(kernel: KernelName, x: Tensor, parameters: Hyperparameters) -> C
     return lambda vectors: product(kernel, x, vectors, parameters).add_(vectors, alpha=parameters.noise)
 
 
-def _quadrature(run: _Run, column: int, square: float) -> float:
+def _quadrature(run: Run, column: int, square: float) -> float:
     """Return u^T log(P^-1/2 K P^-1/2) u of the column that began with P^1/2 u: Lanczos' matrix from the steps."""
     steps = np.array([alpha[column] for alpha in run.alphas])
     steps = steps[np.isfinite(steps)]
@@ -387,10 +334,10 @@ def _error(samples: NDArray[np.float64]) -> float:
     return float(samples.std(ddof=1) / math.sqrt(len(samples))) if len(samples) > 1 else math.inf
 
 
-def _unconverged(n: int, parameters: Hyperparameters, iterations: int, what: str) -> FitError:
+def _unconverged(n: int, parameters: Hyperparameters, iterations: int, what: str, rounded: bool = False) -> FitError:
+    more = "" if rounded else "raise `max_cg_iterations` or `preconditioner_rank`, "
     return FitError(
         f"conjugate gradients with {n} atoms at lengthscale {parameters.lengthscale:.4g}, outputscale"
         f" {parameters.outputscale:.4g}, noise {parameters.noise:.4g} reached {what} asked for, in {iterations}"
-        " iterations: raise `max_cg_iterations` or `preconditioner_rank`, set a larger `min_noise`, or take"
-        " `solver: cholesky` with more memory"
+        f" iterations: {more}set a larger `cg_tolerance` or `min_noise`, or take `solver: cholesky` with more memory"
     )

@@ -117,7 +117,8 @@ class _ByConjugateGradients:
     def solve(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Any]]:
         found = iterative.solve(self._kernel, x, self._preconditioner, y, self._parameters, self._settings)
         rank = self._preconditioner.basis.shape[1]
-        return found.x, {"cg": {"iterations": found.iterations, "residual": found.residual, "rank": rank}}
+        told = {"iterations": found.iterations, "residual": found.residual, "mean_error": found.mean_error}
+        return found.x, {"cg": {**told, "rank": rank}}
 
     def atoms(self, n: int) -> int:
         return iterative.batch_atoms(n)

@@ -145,6 +145,27 @@ def test_what_does_not_converge_is_an_error(data):
             action()
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_where_rounding_is_in_the_way_the_bound_is_told(kernel):
+    """Forces that are linear in the features take the lengthscale and the outputscale to where K x rounds."""
+    rng = np.random.default_rng(0)
+    x, at = (torch.from_numpy(rng.normal(size=(n, 4))) for n in (200, 50))
+    weights = torch.from_numpy(rng.normal(size=(4, 3)))
+    far = Hyperparameters(lengthscale=400.0, outputscale=6000.0, noise=9e-4)
+    y = x @ weights + 0.03 * torch.from_numpy(rng.normal(size=(200, 3)))
+    wanted = iterative.Settings(rank=12, tolerance=1e-9, max_iterations=400, probes=8)
+    conditioner = conditioned(kernel, x, far)
+    found = iterative.solve(kernel, x, conditioner, y, far, wanted)
+    assert wanted.tolerance < found.mean_error < 0.1 * far.noise**0.5
+    mean, _ = iterative.predict(kernel, x, conditioner, found.x, at, far, wanted)
+    factor = exact.factorise(kernel, x, far)
+    expected, _ = exact.predict(kernel, x, factor, torch.cholesky_solve(y, factor), at, far)
+    assert (mean - expected).norm(dim=1).max() < 2 * found.mean_error
+    too_far = Hyperparameters(lengthscale=4e4, outputscale=6e7, noise=9e-4)
+    with pytest.raises(FitError, match="iterations: set a larger `cg_tolerance` or `min_noise`"):
+        iterative.solve(kernel, x, conditioned(kernel, x, too_far), y, too_far, wanted)
+
+
 def test_the_solver_follows_the_memory():
     rank = iterative.Settings(rank=500, tolerance=1e-6, max_iterations=10, probes=16)
 
