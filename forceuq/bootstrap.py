@@ -51,11 +51,13 @@ class Bootstrap:
 
     Args:
         structures: a digest of which structures there are, in which order.
+        n_structures: how many.
         metrics: for each calibration and metric (1 + draws,): of the data as they are, then of each draw; NaN where
             undefined (a rank correlation of constants).
     """
 
     structures: str
+    n_structures: int
     metrics: tuple[dict[str, Floats], ...]
 
 
@@ -94,7 +96,7 @@ def bootstrap(
     metrics = tuple({name: np.concatenate([p[name] for p in part]) for name in METRICS} for part in parts)
     for own, value in zip(metrics, spearman, strict=True):
         own["spearman"][0] = value
-    return Bootstrap(structures.digest.hexdigest(), metrics)
+    return Bootstrap(structures.digest.hexdigest(), structures.n, metrics)
 
 
 class _Records:

@@ -29,6 +29,8 @@ from forceuq.processes import ordered_map
 _HIGHER_IS_BETTER = {"spearman"}
 # Differences below this, relative to the value, are the order of summation.
 _ROUNDING = 1e-9
+# With fewer structures draws say nothing: those of one are all alike, and of three a draw in nine is of one only.
+_FEWEST = 10
 
 Floats = NDArray[np.float64]
 
@@ -58,8 +60,9 @@ def compare(
     Writes CSV with a row for each split, metric, method and calibration: ``value``, the mean over tasks and
     seeds; ``best``, the method and calibration with the best value (``method/calibration``); ``difference``
     from it, positive where this one is worse, with ``low`` and ``high``, the 2.5 and 97.5 % quantiles over the
-    draws; and ``worse``, whether ``low`` is above zero (and rounding). Metrics that a fit leaves undefined (a rank
-    correlation of constants) have no row.
+    draws; ``worse``, whether ``low`` is above zero (and rounding); and ``structures``, how many there were to draw
+    from, all tasks together. With fewer than ten ``low`` and ``high`` are empty and nothing is called worse. Metrics
+    that a fit leaves undefined (a rank correlation of constants) have no row.
 
     Args:
         fits: of every method, task and seed; each method with the same tasks.
@@ -112,22 +115,24 @@ def _of_split(
 ) -> Iterator[dict[str, object]]:
     values: dict[tuple[str, str, str], list[Floats]] = defaultdict(list)
     structures: dict[str, tuple[str, Path]] = {}
+    drawn_from: dict[str, int] = {}
     for fit in fits:
         kinds, found = next(sampled)
         path = _predictions(fit, split)
         known, of = structures.setdefault(fit.task, (found.structures, path))
         if known != found.structures:
             raise DataError(f"predicts other structures than {of}: predict both again", file=path)
+        drawn_from[fit.task] = found.n_structures
         for kind, metrics in zip(kinds, found.metrics, strict=True):
             for metric, drawn in metrics.items():
                 values[metric, fit.method, kind].append(drawn)
     for metric in METRICS:
         means = {key[1:]: np.mean(drawn, axis=0) for key, drawn in values.items() if key[0] == metric}
-        for row in _against_best(metric, means):
+        for row in _against_best(metric, means, sum(drawn_from.values())):
             yield {"split": split, "metric": metric, **row}
 
 
-def _against_best(metric: str, means: dict[tuple[str, str], Floats]) -> Iterator[dict[str, object]]:
+def _against_best(metric: str, means: dict[tuple[str, str], Floats], structures: int) -> Iterator[dict[str, object]]:
     """Yield a row for each (method, calibration); the first entry of ``means`` is of the data as they are."""
     sign = -1.0 if metric in _HIGHER_IS_BETTER else 1.0
     defined = {key: value for key, value in means.items() if np.isfinite(value[0])}
@@ -137,7 +142,8 @@ def _against_best(metric: str, means: dict[tuple[str, str], Floats]) -> Iterator
     for (method, calibration), value in defined.items():
         difference = sign * (value - defined[best])
         # A draw of few structures may leave a correlation undefined: it says nothing either way.
-        low, high = np.nanquantile(difference[1:], [0.025, 0.975])
+        known = structures >= _FEWEST
+        low, high = np.nanquantile(difference[1:], [0.025, 0.975]) if known else (np.nan, np.nan)
         yield {
             "method": method,
             "calibration": calibration,
@@ -147,4 +153,5 @@ def _against_best(metric: str, means: dict[tuple[str, str], Floats]) -> Iterator
             "low": low,
             "high": high,
             "worse": bool(low > _ROUNDING * abs(value[0])),
+            "structures": structures,
         }

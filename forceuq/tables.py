@@ -111,13 +111,15 @@ def table2(
     )
     with whole_file(output.with_suffix(".csv")) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
-    best = _best(frame)
+    best, bold = _best(frame), "Bold: best of the split."
     if comparisons is not None:
-        best |= _not_worse(frame, splits, methods, calibrations, comparisons)
+        not_worse, unknown = _not_worse(frame, splits, methods, calibrations, comparisons)
+        best |= not_worse
+        bold = _bold(unknown)
     with whole_file(output.with_suffix(".md")) as temporary:
-        temporary.write_text(_markdown(frame, best, decimals, _bold(comparisons)), encoding="utf-8")
+        temporary.write_text(_markdown(frame, best, decimals, bold), encoding="utf-8")
     with whole_file(output.with_suffix(".tex")) as temporary:
-        temporary.write_text(_latex(frame, best, decimals, _bold(comparisons)), encoding="utf-8")
+        temporary.write_text(_latex(frame, best, decimals, bold), encoding="utf-8")
 
 
 def table2_frame(
@@ -207,23 +209,27 @@ def _not_worse(
     methods: Mapping[str, str],
     calibrations: Mapping[str, str],
     comparisons: Mapping[str, Path],
-) -> set[tuple[int, str]]:
-    """Return (row, metric) of what a comparison does not find worse than the best of its split."""
+) -> tuple[set[tuple[int, str]], list[str]]:
+    """Return (row, metric) of what is not found worse than the best of its split, and splits of too few structures."""
     ours = frame[frame["source"] == "this run"]
     rows = {(row["split"], row["method"], row["calibration"]): int(str(i)) for i, row in ours.iterrows()}
-    found = set()
+    found, unknown = set(), []
     for dataset, split, label in splits:
         path = comparisons[dataset]
         try:
             table = pd.read_csv(path)
-            table = table[(table["split"] == split) & ~table["worse"].astype(bool)]
+            table = table[table["split"] == split]
+            if len(table) and table["low"].isna().all():
+                unknown.append(label)
+                continue
+            table = table[~table["worse"].astype(bool)]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"not a table of comparisons ({error}); make it again", file=path) from error
         for entry in table.to_dict("records"):
             kind = entry["calibration"]
             if entry["method"] in methods and kind in calibrations:
                 found.add((rows[label, methods[entry["method"]], calibrations[kind]], str(entry["metric"])))
-    return found
+    return found, unknown
 
 
 def _cell(row: pd.Series, metric: str, decimals: int, plus_minus: str) -> str:
@@ -234,11 +240,12 @@ def _cell(row: pd.Series, metric: str, decimals: int, plus_minus: str) -> str:
     return text if pd.isna(std) else f"{text}{plus_minus}{std:.{decimals}f}"
 
 
-def _bold(comparisons: Mapping[str, Path] | None) -> str:
-    if comparisons is None:
-        return "Bold: best of the split."
+def _bold(unknown: Sequence[str]) -> str:
+    """Return what bold means, given the splits of which the bootstrap cannot say."""
+    few = f" (too few to say of {', '.join(unknown)}: only the best there)" if unknown else ""
     return (
-        "Bold: best of the split, and what is not worse than it at 95 % in a paired bootstrap over the test structures."
+        "Bold: best of the split, and what is not worse than it at 95 % in a paired bootstrap over the test"
+        f" structures{few}."
     )
 
 

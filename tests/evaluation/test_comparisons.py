@@ -62,6 +62,17 @@ def test_what_is_worse_on_every_structure_is_told_apart_and_what_is_equal_is_not
     assert not best["worse"].any()
 
 
+@pytest.mark.parametrize(("structures", "known"), [(1, False), (9, False), (10, True)])
+def test_few_structures_say_nothing(tmp_path, fit, block, structures, known):
+    """Draws of one are all alike: any difference would be significant."""
+    data = block(7 * structures)
+    worse = replace(data, mean=data.target - 1.01 * (data.target - data.mean))
+    found = table(tmp_path, [fit("one", data), fit("worse", worse)], draws=200)
+    assert (found["structures"] == structures).all()
+    assert found["low"].notna().any() == known
+    assert found["worse"].any() == known
+
+
 def test_pairing_tells_apart_what_the_methods_own_intervals_would_not(tmp_path, fit, block):
     # One structure in ten has errors twenty times as large: the mean varies a lot, the difference little.
     data = block(700)

@@ -156,11 +156,11 @@ def test_the_papers_values_are_whole():
 def test_what_the_data_cannot_tell_from_the_best_is_bold_too(tmp_path, metrics):
     compared = [("id", "bll", "none", False), ("id", "bll", "decoupled", True), ("id", "gp", "none", False)]
     rows = [
-        {"split": split, "metric": "mae", "method": method, "calibration": kind, "worse": worse}
+        {"split": split, "metric": "mae", "method": method, "calibration": kind, "low": 0.0, "worse": worse}
         for split, method, kind, worse in compared
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "c.csv", index=False)
-    before, after = tmp_path / "before.any", tmp_path / "after.any"
+    before, after, few = (tmp_path / f"{name}.any" for name in ("before", "after", "few"))
     table2(metrics, before, SPLITS, METHODS)
     table2(metrics, after, SPLITS, METHODS, comparisons={"rmd17": tmp_path / "c.csv"})
 
@@ -174,6 +174,11 @@ def test_what_the_data_cannot_tell_from_the_best_is_bold_too(tmp_path, metrics):
     assert "paired bootstrap" in after.with_suffix(".md").read_text()
     assert "paired bootstrap" not in before.with_suffix(".md").read_text()
     assert before.with_suffix(".csv").read_bytes() == after.with_suffix(".csv").read_bytes()
+    # Of so few structures that there are no intervals nothing is said.
+    pd.DataFrame(rows).assign(low=np.nan).to_csv(tmp_path / "c.csv", index=False)
+    table2(metrics, few, SPLITS, METHODS, comparisons={"rmd17": tmp_path / "c.csv"})
+    assert bold(few) == bold(before)
+    assert "(too few to say of rMD17 ID: only the best there)" in few.with_suffix(".md").read_text()
 
 
 def test_damaged_comparisons_are_named(tmp_path, metrics):
