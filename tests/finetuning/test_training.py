@@ -1,5 +1,6 @@
 """The training loop, on a loss of three numbers, and what a member's training reports, on its own predictions."""
 
+import logging
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from forceuq.finetuning import training
 from forceuq.finetuning.processes import Processes
 from forceuq.finetuning.source import frames_of
 from forceuq.finetuning.training import Group, Trained, TrainingSettings, train
-from forceuq.methods import finetuned, lora
+from forceuq.methods import blip, finetuned, lora
 from forceuq.predictions import unpack_symmetric
 
 SMALL = orb.Options(architecture="forceuq-small")
@@ -126,6 +127,28 @@ def test_the_best_epoch_is_restored_after_patience_and_after_an_interruption(fra
     assert len(after.passes()) < len(whole.passes()), "it went on, and did not start anew"
     for other in (short, after):
         assert all(torch.equal(a, b) for a, b in zip(whole.parameters, other.parameters, strict=True))
+
+
+@pytest.mark.parametrize(("module", "more"), [(lora, {}), (blip, {"inference_width": 8, "passes": 2})])
+def test_a_checkpoint_beyond_a_lowered_max_epochs_is_not_taken_up(case, tmp_path, caplog, module, more):
+    def fit(max_epochs, name):
+        options = module.Options(max_epochs=max_epochs, batch_structures=5, **more)
+        return module.fit(case.data, options, 3, tmp_path / name)
+
+    def same(one, other):
+        assert all(torch.equal(one.values[name], value) for name, value in other.values.items())
+        assert one.values.keys() == other.values.keys()
+        assert one.report["training"] == other.report["training"]
+
+    caplog.set_level(logging.INFO, "forceuq.finetuning.training")
+    long = fit(3, "a")
+    lowered = fit(2, "a")
+    assert "was trained for 3 epochs, more than max_epochs, 2; starting anew" in caplog.text
+    assert lowered.report["training"]["epochs"] == 2
+    same(lowered, fit(2, "b"))
+    assert "resuming" not in caplog.text
+    same(fit(3, "a"), long)
+    assert "resuming after epoch 2" in caplog.text, "raised again, training goes on"
 
 
 @pytest.mark.parametrize("module", [lora, finetuned])
