@@ -129,7 +129,7 @@ class _Run:
                 torch.save(state, temporary)
 
     def resume(self, path: Path) -> bool:
-        """Take up a checkpoint of the same training, if there is one."""
+        """Take up a checkpoint of the same training, if there is one and it is not beyond ``max_epochs``."""
         if not path.exists():
             return False
         try:
@@ -139,6 +139,13 @@ class _Run:
             raise DataError(f"damaged checkpoint ({error}): delete it, training starts anew", file=path) from error
         if key != self.key:
             _LOGGER.warning("%s is of another training; starting anew", path)
+            return False
+        limit = self.settings.max_epochs
+        if state["epoch"] > limit:
+            # Its best epoch may be one that a training of these settings never comes to.
+            _LOGGER.warning(
+                "%s was trained for %d epochs, more than max_epochs, %d; starting anew", path, state["epoch"], limit
+            )
             return False
         self.restore(state["values"])
         self.best = {name: value.to(self.tensors[name]) for name, value in state["best"].items()}
@@ -182,7 +189,7 @@ def train(
         settings: how long.
         seed: of the order of structures and of the losses' random numbers.
         key: of the training, as ``key_of`` makes it; a checkpoint with another key is not used.
-        checkpoint: file that is written every epoch and taken up if it is there.
+        checkpoint: file that is written every epoch, and taken up if it is there and has not more than ``max_epochs``.
         processes: this one and those beside it. Their precision is that of the training passes; validation is in
             float32 always, so that its losses can be compared.
         validation_loss: where it is another than ``loss``.

@@ -172,6 +172,21 @@ def test_an_interrupted_training_ends_at_the_same_bits(fitted, found, case, tmp_
     assert_same(found, joined(resumed.predict([], case.test)))
 
 
+def test_training_draws_its_noise_anew_every_epoch_and_validation_does_not(case, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "forceuq.blip.noise.fresh_noise", lambda _, like: drawn.append(torch.randn_like(like)) or drawn[-1]
+    )
+    fit = blip.fit(case.data, options(max_epochs=2, batch_structures=24), SEED, tmp_path)
+    layers = len(fit.report["alpha"])
+    # One batch of each part: the start, two epochs, and the terms for the report; the first layer's numbers of each.
+    start, first, before, second, after, _ = drawn[::layers]
+    assert torch.equal(start, before)
+    assert torch.equal(before, after)
+    assert first.shape == second.shape
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize(
     "changes", [{"kl_weight": 0.2}, {"prior_probability": 0.3}, {"link": "odds"}, {"inference_learning_rate": 0.1}]
 )

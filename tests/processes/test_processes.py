@@ -20,6 +20,7 @@ from forceuq.data.structures import StructureWriter, read_structures
 from forceuq.errors import FitError
 from forceuq.finetuning.worker import Work
 from forceuq.methods import StructurePart, TrainingData, load_method
+from forceuq.metrics import METRICS, evaluate
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {
@@ -55,7 +56,7 @@ def together(data, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("kind", list(OPTIONS))
-def test_two_processes_have_the_loss_curve_of_one(together, data, tmp_path, kind):
+def test_two_processes_have_the_loss_curve_and_the_metrics_of_one(together, data, tmp_path, kind):
     method = load_method(kind)
     alone = method.fit(data, method.Options(**OPTIONS[kind]), 3, tmp_path)
     shared = method.load(together / kind, data.backbone)
@@ -66,6 +67,11 @@ def test_two_processes_have_the_loss_curve_of_one(together, data, tmp_path, kind
     assert shared.report["training"]["trace"][0][1] == pytest.approx(alone.report["training"]["trace"][0][1], rel=1e-6)
     if kind == "blip":
         np.testing.assert_allclose(shared.floor, alone.floor, rtol=1e-4, atol=1e-6)
+    parts = data.validation_structures
+    metrics, others = (evaluate(fit.predict([], parts), [(1.0, 1.0)])[0].values for fit in (alone, shared))
+    assert metrics.keys() == set(METRICS)
+    for name, (value, _) in metrics.items():
+        assert others[name][0] == pytest.approx(value, rel=0, abs=1e-6), name
 
 
 def test_a_loss_that_is_not_finite_stops_both_processes_and_is_named(together, data, tmp_path):
