@@ -123,7 +123,8 @@ class DatasetConfig(Model):
     @property
     def identity(self) -> str:
         """Digest of what the cached structures and parts depend on."""
-        return identity([self.kind, self.origin, self.content_options])
+        origin = self.origin if self.download is None else {"download": self.download.content}
+        return identity([self.kind, origin, self.content_options])
 
 
 class BackboneConfig(Model):
@@ -137,7 +138,7 @@ class BackboneConfig(Model):
     @property
     def identity(self) -> str:
         """Digest of what the cached features depend on."""
-        return identity([self.kind, self.options.model_dump(mode="json"), self.weights.model_dump(mode="json")])
+        return identity([self.kind, self.options.model_dump(mode="json"), self.weights.content])
 
 
 class CombinationConfig(Model):

@@ -9,6 +9,7 @@ import yaml
 
 from forceuq.configuration import load_configuration
 from forceuq.configuration.schema import commented_defaults, json_schema
+from forceuq.data.download import Source
 from forceuq.data.splits import PartRef
 from forceuq.errors import ConfigurationError
 from forceuq.tables import paper_values
@@ -236,6 +237,48 @@ def test_identity_follows_content_not_tasks():
     label = load_configuration(changed("datasets.molecules.label", "Other")).datasets["molecules"]
     assert before.identity == task.identity == label.identity
     assert before.identity != content.identity
+
+
+PUBLISHED = {"urls": ["https://example.org/a"], "filename": "a", "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"urls": ["https://mirror.example.org/a", "https://example.org/a"]}, True),
+        ({"licence": "MIT", "doi": "10.1234/a", "size": 3, "md5": "1" * 32}, True),
+        ({"sha256": "1" * 64}, False),
+        ({"filename": "b"}, False),
+    ],
+)
+def test_identity_follows_the_bytes_not_where_they_lie(changes, same):
+    def identities(source):
+        config = changed("datasets.metals", {**DEMO["datasets"]["metals"], "generate": None, "download": source})
+        config["backbone"]["weights"] = source
+        loaded = load_configuration(config)
+        return loaded.datasets["metals"].identity, loaded.backbone.identity
+
+    for one, other in zip(identities(PUBLISHED), identities({**PUBLISHED, **changes}), strict=True):
+        assert (one == other) is same
+
+
+def test_identity_where_no_sha256_is_published():
+    def source(**changes):
+        values = {"urls": ("https://example.org/a",), "filename": "a", **changes}
+        return Source(**values).content
+
+    mirror = "https://mirror.example.org/a"
+    assert source(md5="0" * 32) == source(md5="0" * 32, urls=(mirror,)) != source(md5="1" * 32)
+    # The first address stands for the bytes then, as it does in the lock file.
+    assert source() == source(urls=("https://example.org/a", mirror), licence="MIT") != source(urls=(mirror,))
+    assert source() != source(size=3)
+
+
+def test_the_same_weights_are_one_cache():
+    overlay = yaml.safe_load((ROOT / "config/overlays/forceuq-small.yaml").read_text())
+    rmd17 = {**yaml.safe_load((ROOT / "config/rmd17.yaml").read_text()), "backbone": overlay["backbone"]}
+    assert overlay["backbone"]["weights"] != DEMO["backbone"]["weights"]
+    assert load_configuration(rmd17).backbone.identity == load_configuration(DEMO).backbone.identity
 
 
 def test_schema_files_are_up_to_date():
