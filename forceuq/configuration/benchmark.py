@@ -100,6 +100,8 @@ def check_methods(configuration: "Configuration") -> None:
     for dataset in trained:
         if for_dataset(configuration.seeds, dataset) is None:
             raise ValueError(f"seeds: none for the data set '{dataset}'")
+    for dataset in configuration.seeds if isinstance(configuration.seeds, dict) else ():
+        known("seeds", dataset, trained)
     for name, method in methods.items():
         _check_datasets(f"methods.{name}", method, trained)
     for name, method in methods.items():

@@ -19,6 +19,7 @@ from forceuq.calibration_kinds import CALIBRATION_KINDS, CalibrationKind
 from forceuq.configuration.benchmark import Members, Seeds, all_forms, check_methods, for_dataset, joined_tasks, known
 from forceuq.configuration.features import FeaturesConfig, check_shards
 from forceuq.configuration.names import Model, Name
+from forceuq.configuration.plain_values import with_device, without_nulls
 from forceuq.data import generators, sources
 from forceuq.data.download import Source
 from forceuq.data.splits import Task
@@ -295,18 +296,13 @@ class Configuration(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _device_of_entries(cls, values: Any) -> Any:
-        """Give ``device`` to the feature cache and to every method that has one and does not say."""
-        device = values.get("device") if isinstance(values, dict) else None
-        if device is None:
+    def _plain_values(cls, values: Any) -> Any:
+        """Leave out what overlays took away; give ``device`` to every entry that has one and does not say."""
+        if not isinstance(values, dict):
             return values
-        return with_device(values, device)
-
-    @field_validator("datasets", "methods", mode="before")
-    @classmethod
-    def _null_takes_away(cls, value: Any) -> Any:
-        """Leave out the entries that an overlay took away by setting them to null."""
-        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+        left = without_nulls(values)
+        device = left.get("device")
+        return left if device is None else with_device(left, device)
 
     @field_validator("methods")
     @classmethod
@@ -372,24 +368,6 @@ class Configuration(Model):
         if entry.combines is None or (entry.datasets is not None and dataset not in entry.datasets):
             return ()
         return for_dataset(entry.combines.members, dataset) or ()
-
-
-def with_device(values: dict[str, Any], device: str) -> dict[str, Any]:
-    """Return a configuration's plain values in which every entry that has a ``device`` has one."""
-    filled = {**values, "features": {"device": device, **(values.get("features") or {})}}
-    entries = values.get("methods")
-    if isinstance(entries, dict):
-        filled["methods"] = {name: _method_with_device(entry, device) for name, entry in entries.items()}
-    return filled
-
-
-def _method_with_device(entry: Any, device: str) -> Any:
-    # Anything that is not an entry is left for the models to refuse.
-    if not isinstance(entry, dict) or entry.get("kind") not in methods.kinds():
-        return entry
-    if "device" not in methods.load_method(entry["kind"]).Options.model_fields:
-        return entry
-    return {**entry, "options": {"device": device, **(entry.get("options") or {})}}
 
 
 def smaller_ensemble(name: str, size: int) -> str:

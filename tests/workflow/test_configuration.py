@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
-from forceuq.configuration import load_configuration
+from forceuq.configuration import Configuration, load_configuration
 from forceuq.configuration.schema import commented_defaults, json_schema
 from forceuq.data.download import Source
 from forceuq.data.splits import PartRef
@@ -139,6 +140,75 @@ def test_sizes_make_smaller_ensembles_that_are_in_no_table():
 def test_null_takes_an_entry_away():
     left = {"alloys", "metals", "ternaries"}
     assert set(load_configuration(changed("datasets.molecules", None)).datasets) == left
+
+
+def overlaid(name: str, overlay: dict) -> Configuration:
+    """Return a shipped configuration with an overlay, as Snakemake lays one over the other."""
+    values = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
+    update_config(values, copy.deepcopy(overlay))
+    return load_configuration(values)
+
+
+@pytest.mark.parametrize("name", ["paper", "mptrj"])
+def test_a_sharded_data_set_is_taken_away_by_one_null(name):
+    config = overlaid(name, {"datasets": {"tm23": None}})
+    assert "tm23" not in config.datasets
+    assert set(config.features.shards) == {"mptrj", "alex-val-s"}
+    assert list(config.tasks["mptrj", "mptrj"].evaluate) == ["id", "near", "mid", "far", "alex-val-s"]
+
+
+def test_what_is_said_of_a_data_set_goes_with_it():
+    # What is fitted to it alone is named by whoever takes it away.
+    overlay: dict = {"datasets": {"rmd17": None}, "methods": {"gp-rbf": None, "gp-matern52": None}}
+    config = overlaid("paper", overlay)
+    assert config.seeds == {"mptrj": (0, 1, 2, 3, 4)}
+    assert config.methods["lora"].seeds == {"mptrj": tuple(range(9))}
+    assert [len(config.members_of("lora-ensemble", name)) for name in ("mptrj", "rmd17")] == [3, 0]
+    with pytest.raises(ConfigurationError, match=r"methods\.gp-rbf\.datasets: there is no 'rmd17'"):
+        overlaid("paper", {"datasets": {"rmd17": None}})
+    # Otherwise it would become one that is trained on.
+    with pytest.raises(ConfigurationError, match=r"datasets\.tm23\.evaluate_with: there is no 'mptrj'"):
+        overlaid("paper", {"datasets": {"mptrj": None}})
+
+
+def test_lists_of_data_sets_lose_one():
+    values = yaml.safe_load((ROOT / "config/paper.yaml").read_text())
+    values["datasets"]["tm23"]["evaluate_with"] = ["mptrj", "rmd17"]
+    values["methods"]["gp-rbf"]["datasets"] = ["mptrj", "rmd17"]
+    values["datasets"]["rmd17"] = values["methods"]["gp-matern52"] = None
+    config = load_configuration(values)
+    assert config.datasets["tm23"].evaluate_with == ("mptrj",)
+    assert config.methods["gp-rbf"].datasets == ("mptrj",)
+
+
+def test_null_takes_away_entries_by_data_set_and_part():
+    overlay = {
+        "features": {"shards": {"tm23": None, "mptrj": {"val": None}}},
+        "methods": {
+            "lora": {"seeds": {"rmd17": None}},
+            "lora-ensemble": {"datasets": ["mptrj"], "combines": {"members": {"rmd17": None}}},
+        },
+    }
+    values = yaml.safe_load((ROOT / "config/paper.yaml").read_text())
+    config = overlaid("paper", overlay)
+    assert config.features.shards_of("tm23", "all") == config.features.shards_of("mptrj", "val") == 1
+    assert config.features.shards_of("mptrj", "train") == values["features"]["shards"]["mptrj"]["train"]
+    assert config.seeds_of("lora", "rmd17") == (0, 1, 2)
+    assert config.members_of("lora-ensemble", "rmd17") == ()
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ({"features": {"shards": {"tm32": 2}}}, r"features\.shards: there is no 'tm32'; did you mean 'tm23'"),
+        ({"seeds": {"rmd71": [5]}}, r"seeds: there is no 'rmd71'; did you mean 'rmd17'"),
+        ({"methods": {"lora": {"seeds": {"rmd71": [5]}}}}, r"lora\.seeds: there is no 'rmd71'"),
+        ({"methods": {"blip": {"datasets": ["mptrj", "rmd71"]}}}, r"blip\.datasets: there is no 'rmd71'"),
+    ],
+)
+def test_a_name_that_never_was_is_an_error_beside_one_that_was_taken_away(overlay, message):
+    with pytest.raises(ConfigurationError, match=message):
+        overlaid("paper", {**overlay, "datasets": {"alex-val-s": None}})
 
 
 def test_a_data_set_joins_the_tasks_of_another_by_one_entry():
