@@ -5,9 +5,16 @@ from typing import Any
 
 from forceuq import methods
 
-# Where values are given by data set, and where data sets are listed; `*` stands for every key.
-_BY_DATASET = (("seeds",), ("features", "shards"), ("methods", "*", "seeds"), ("methods", "*", "combines", "members"))
-_LISTS = (("datasets", "*", "evaluate_with"), ("methods", "*", "datasets"))
+# Where entries are, where values are given by data set, and where data sets are listed; `*` stands for every key.
+_Place = tuple[str, ...]
+_ENTRIES: tuple[_Place, ...] = (("datasets",), ("methods",), ("features", "shards", "*"))
+_BY_DATASET: tuple[_Place, ...] = (
+    ("seeds",),
+    ("features", "shards"),
+    ("methods", "*", "seeds"),
+    ("methods", "*", "combines", "members"),
+)
+_LISTS: tuple[_Place, ...] = (("datasets", "*", "evaluate_with"), ("methods", "*", "datasets"))
 
 
 def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +37,7 @@ def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
     def names(value: Any) -> Any:
         return [name for name in value if name not in gone] or value if isinstance(value, list) else value
 
-    for place in (("datasets",), ("methods",), ("features", "shards", "*")):
+    for place in _ENTRIES:
         values = _replaced(values, place, entries)
     for place in _BY_DATASET:
         values = _replaced(values, place, by_dataset)
@@ -39,7 +46,7 @@ def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _replaced(value: Any, place: tuple[str, ...], change: Callable[[Any], Any]) -> Any:
+def _replaced(value: Any, place: _Place, change: Callable[[Any], Any]) -> Any:
     """Return plain values in which what is at a place, if anything, was changed."""
     if not place:
         return change(value)
