@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from forceuq.data.sources import load_source
 from forceuq.data.splits import PartRef, Task
@@ -22,18 +22,26 @@ def _form(value: Any) -> str:
     return "by_dataset" if isinstance(value, Mapping) else "all"
 
 
+def each_once(value: tuple[T, ...]) -> tuple[T, ...]:
+    """Return a list as it is; a ValueError says where it names something twice."""
+    if len(set(value)) != len(value):
+        raise ValueError(f"{list(value)} names something twice")
+    return value
+
+
+# NumPy takes no negative seed, and file names have none.
+Seed = Annotated[int, Field(ge=0)]
+SeedsOnce = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(each_once)]
+Ensembles = Annotated[tuple[tuple[Seed, ...], ...], Field(min_length=1), AfterValidator(each_once)]
+
 # Told apart by form, so that an error speaks of the one that was meant.
 Seeds = Annotated[
-    Annotated[tuple[int, ...], Field(min_length=1), Tag("all")]
-    | Annotated[dict[str, Annotated[tuple[int, ...], Field(min_length=1)]], Tag("by_dataset")],
-    Discriminator(_form),
+    Annotated[SeedsOnce, Tag("all")] | Annotated[dict[str, SeedsOnce], Tag("by_dataset")], Discriminator(_form)
 ]
 """Seeds for all data sets, or by data set."""
 
 Members = Annotated[
-    Annotated[tuple[tuple[int, ...], ...], Field(min_length=1), Tag("all")]
-    | Annotated[dict[str, Annotated[tuple[tuple[int, ...], ...], Field(min_length=1)]], Tag("by_dataset")],
-    Discriminator(_form),
+    Annotated[Ensembles, Tag("all")] | Annotated[dict[str, Ensembles], Tag("by_dataset")], Discriminator(_form)
 ]
 """The members' seeds of each ensemble, for all data sets or by data set."""
 

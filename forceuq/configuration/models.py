@@ -11,12 +11,21 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, create_model, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, create_model, field_validator, model_validator
 
 from forceuq import backbones, methods
 from forceuq.backbones.small.options import Options as SmallOrbTraining
 from forceuq.calibration_kinds import CALIBRATION_KINDS, CalibrationKind
-from forceuq.configuration.benchmark import Members, Seeds, all_forms, check_methods, for_dataset, joined_tasks, known
+from forceuq.configuration.benchmark import (
+    Members,
+    Seeds,
+    all_forms,
+    check_methods,
+    each_once,
+    for_dataset,
+    joined_tasks,
+    known,
+)
 from forceuq.configuration.features import FeaturesConfig, check_shards
 from forceuq.configuration.names import Model, Name
 from forceuq.configuration.plain_values import with_device, without_nulls
@@ -172,6 +181,12 @@ class CombinationConfig(Model):
         wrong = [size for size in self.sizes if not 2 <= size < whole]
         if wrong or len(set(self.sizes)) != len(self.sizes):
             raise ValueError(f"sizes {list(self.sizes)}: each once, from 2 to {whole - 1}, below that of 'members'")
+        for size, ensembles in ((size, each) for size in self.sizes for each in all_forms(self.members)):
+            first = [seeds[:size] for seeds in ensembles]
+            if len(set(first)) != len(first):
+                raise ValueError(
+                    f"two ensembles have the same first {size} members and would count as two of that size"
+                )
         return self
 
     def smaller(self, size: int) -> "CombinationConfig":
@@ -280,7 +295,7 @@ class Configuration(Model):
     backbone: Backbone | None = Field(default=None, description="The pretrained model.")
     features: FeaturesConfig = Field(default=FeaturesConfig(), description="The feature cache.")
     methods: dict[Name, Method] = Field(default={}, description="The methods, by name.")
-    calibrations: tuple[CalibrationKind, ...] = Field(
+    calibrations: Annotated[tuple[CalibrationKind, ...], AfterValidator(each_once)] = Field(
         default=CALIBRATION_KINDS, min_length=1, description="Post-hoc rescalings of the covariance."
     )
     bootstrap_draws: int = Field(
@@ -320,14 +335,6 @@ class Configuration(Model):
                     raise ValueError(f"methods.{key}: the name is that of a smaller '{name}'; take another")
                 added[key] = entry
         return {**value, **added}
-
-    @field_validator("seeds", "calibrations")
-    @classmethod
-    def _no_duplicates(cls, value: Any) -> Any:
-        for entries in all_forms(value):
-            if len(set(entries)) != len(entries):
-                raise ValueError(f"{list(entries)} names something twice")
-        return value
 
     @model_validator(mode="after")
     def _whole(self) -> "Configuration":
