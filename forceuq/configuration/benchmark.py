@@ -140,6 +140,23 @@ def check_methods(configuration: "Configuration") -> None:
             _check_seeds(f"{key}.members", configuration, member, dataset, used)
 
 
+def check_labels(configuration: "Configuration") -> None:
+    """Check that no two data sets, nor two methods that are evaluated, have one label: rows are told apart by it.
+
+    Raises:
+        ValueError: naming both keys.
+    """
+    evaluated = {name: method for name, method in configuration.methods.items() if method.evaluate}
+    for group, entries in (("datasets", configuration.datasets), ("methods", evaluated)):
+        first: dict[str, str] = {}
+        for name, entry in entries.items():
+            if (other := first.setdefault(entry.label, name)) != name:
+                raise ValueError(
+                    f"{group}.{name}.label: '{entry.label}' is that of {group}.{other} too; give each its own, since "
+                    "tables tell them apart by it"
+                )
+
+
 def known(key: str, value: str, among: Iterable[str]) -> None:
     """Check a name; a ValueError names the key and the nearest valid names."""
     if value not in among:

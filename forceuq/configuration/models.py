@@ -20,6 +20,7 @@ from forceuq.configuration.benchmark import (
     Members,
     Seeds,
     all_forms,
+    check_labels,
     check_methods,
     each_once,
     for_dataset,
@@ -344,6 +345,7 @@ class Configuration(Model):
             if not getattr(self, key):
                 raise ValueError(f"'{key}' is missing: a benchmark needs data sets, a backbone and methods")
         check_methods(self)
+        check_labels(self)
         check_shards(self.features, self.datasets)
         shown = {name: method for name, method in self.methods.items() if method.evaluate and method.in_tables}
         if not shown:

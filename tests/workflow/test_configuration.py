@@ -139,6 +139,25 @@ def test_what_is_shown_must_be_evaluated():
             load_configuration(hidden)
 
 
+@pytest.mark.parametrize(
+    ("path", "label", "message"),
+    [
+        ("methods.gp-matern52.label", "GP, RBF", r"methods\.gp-matern52\.label: 'GP, RBF' .* methods\.gp-rbf too"),
+        ("methods.swag.label", "Deep ensemble, 2 members", r"methods\.deep-ensemble-2\.label: .* methods\.swag too"),
+        ("datasets.molecules.label", "TM23-like", r"datasets\.molecules\.label: 'TM23-like' .* datasets\.metals too"),
+    ],
+)
+def test_labels_tell_rows_apart(path, label, message):
+    with pytest.raises(ConfigurationError, match=message):
+        load_configuration(changed(path, label))
+
+
+def test_what_is_not_evaluated_may_share_a_label():
+    config = load_configuration(changed("methods.lora.label", DEMO["methods"]["finetuned"]["label"]))
+    assert config.methods["lora"].label == config.methods["finetuned"].label
+    load_configuration(changed("methods.lora.label", DEMO["methods"]["lora-ensemble"]["label"]))
+
+
 def test_sizes_make_smaller_ensembles_that_are_in_no_table():
     combines = {"method": "bll-mse", "members": [[0, 1, 2], [2, 1, 0]], "sizes": [2]}
     config = load_configuration(ensemble(combines=combines))
