@@ -320,6 +320,20 @@ class Configuration(Model):
         device = left.get("device")
         return left if device is None else with_device(left, device)
 
+    @field_validator("run")
+    @classmethod
+    def _own_folder(cls, value: str) -> str:
+        if value.lower() == "cache":  # some file systems do not tell the case
+            raise ValueError("the folder of this name holds what all runs share; take another")
+        return value
+
+    @field_validator("results")
+    @classmethod
+    def _no_wildcard(cls, value: str) -> str:
+        if "{" in value or "}" in value:
+            raise ValueError("braces stand for wildcards in a workflow's paths; take a folder without them")
+        return value
+
     @field_validator("methods")
     @classmethod
     def _smaller_ensembles(cls, value: dict[str, MethodConfig]) -> dict[str, MethodConfig]:

@@ -83,6 +83,8 @@ def test_shipped_configurations_are_valid(name):
         ),
         ("features", {"shards": {"alloys": {"trian": 2}}}, r"features\.shards\.alloys: there is no 'trian'; .*'train'"),
         ("run", "a b", r"run: .*'a b'"),
+        ("run", "cache", r"run: .*all runs share; take another \(it is 'cache'\)"),
+        ("results", "res{x}", r"results: braces .*take a folder without them \(it is 'res\{x\}'\)"),
         ("methods", {}, r"'methods' is missing"),
     ],
 )
