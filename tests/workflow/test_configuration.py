@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import copy_project
 from snakemake.utils import update_config
 
-from forceuq.configuration import Configuration, load_configuration
+from forceuq.configuration import Configuration, load_configuration, refuse_repeated_keys
 from forceuq.configuration.schema import commented_defaults, json_schema
 from forceuq.data.download import Source
 from forceuq.data.splits import PartRef
@@ -91,6 +92,53 @@ def test_shipped_configurations_are_valid(name):
 def test_faults_are_named(path, value, message):
     with pytest.raises(ConfigurationError, match=message):
         load_configuration(changed(path, value))
+
+
+def test_a_key_given_twice_is_refused_with_its_lines(tmp_path):
+    file = tmp_path / "overlay.yaml"
+    file.write_text(
+        "run: twice\n"
+        "methods:\n"
+        "  bll-a: {kind: bll, label: A}\n"
+        "  bll-b: &other {kind: bll, label: B}\n"
+        "  bll-a:\n"
+        "    kind: bll\n"
+        "    label: C\n"
+        "    label: D\n"
+        "  bll-c: *other\n"
+        "run: again\n"
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        refuse_repeated_keys([ROOT / "config/demo.yaml", file])
+    named = [line.split(" is given")[0] for line in str(caught.value).splitlines()]
+    assert sorted(named) == [f"{file}, line 10: 'run'", f"{file}, line 5: 'bll-a'", f"{file}, line 8: 'label'"]
+    assert "(first in line 3)" in str(caught.value)
+    with pytest.raises(ConfigurationError, match=r"missing\.yaml: cannot be read"):
+        refuse_repeated_keys([tmp_path / "missing.yaml"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a: {b: 1}\nc: {b: 2}\n",
+        '{"a": {"b": 1},\n "b": [{"a": 1}, {"a": 2}]}',
+        "1: a\n'1': b",
+        '{"label": "\\ud83d\\ude00"}',
+    ],
+)
+def test_keys_that_only_look_alike_are_not_refused(tmp_path, text):
+    (tmp_path / "file.yaml").write_text(text)
+    refuse_repeated_keys([tmp_path / "file.yaml", *(ROOT / "config").rglob("*.yaml")])
+
+
+@pytest.mark.workflow
+def test_a_key_given_twice_stops_before_any_job(tmp_path):
+    project = copy_project(tmp_path)
+    project.config.write_text("bootstrap_draws: 100\nbootstrap_draws: 200\n")
+    done = project.snakemake("--dry-run", check=False)
+    assert done.returncode != 0
+    assert "tiny.yaml, line 2: 'bootstrap_draws' is given a second time (first in line 1)" in done.stderr
 
 
 def ensemble(**changes):
