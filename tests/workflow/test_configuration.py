@@ -138,7 +138,7 @@ def test_a_key_given_twice_stops_before_any_job(tmp_path):
     project.config.write_text("bootstrap_draws: 100\nbootstrap_draws: 200\n")
     done = project.snakemake("--dry-run", check=False)
     assert done.returncode != 0
-    assert "tiny.yaml, line 2: 'bootstrap_draws' is given a second time (first in line 1)" in done.stderr
+    assert "tiny.yaml, line 2: 'bootstrap_draws' is given a second time (first in line 1)" in done.stdout + done.stderr
 
 
 def ensemble(**changes):
