@@ -94,6 +94,14 @@ def test_faults_are_named(path, value, message):
         load_configuration(changed(path, value))
 
 
+def test_a_wrong_entry_is_told_once():
+    with pytest.raises(ConfigurationError) as caught:
+        load_configuration(changed("seeds", [-1]))
+    assert str(caught.value).splitlines()[1:] == ["  seeds[0]: Input should be greater than or equal to 0 (it is -1)"]
+    with pytest.raises(ConfigurationError, match=r"seeds: .*at least 1 item"):
+        load_configuration(changed("seeds", []))
+
+
 def test_a_key_given_twice_is_refused_with_its_lines(tmp_path):
     file = tmp_path / "overlay.yaml"
     file.write_text(
