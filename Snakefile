@@ -7,8 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from forceuq.configuration import load_configuration
-from forceuq.configuration.models import identity
+from forceuq.configuration import load_configuration, refuse_repeated_keys
 from forceuq.errors import ForceUQError
 from forceuq.fingerprint import code_fingerprint
 from forceuq.provenance.times import present_records, renew_times, restore_times
@@ -28,6 +27,9 @@ if "run" not in config:
 
 
 try:
+    # Snakemake's reader has dropped all but the last of a key by now.
+    if workflow.is_main_process:
+        refuse_repeated_keys(map(Path, workflow.configfiles))
     CONFIG = load_configuration(config)
 except ForceUQError as error:
     raise WorkflowError(str(error)) from None

@@ -13,7 +13,8 @@ if CONFIG.backbone is not None:
         conda:
             "../envs/conda-cpu.yaml"
         params:
-            source=CONFIG.backbone.weights.model_dump(mode="json"),
+            # As for data sets: a function of `output` is no reason to run again.
+            source=lambda w, output: CONFIG.backbone.weights.model_dump(mode="json"),
             lock=str(RESULTS / "downloads.lock.json"),
             code=code("download.py"),
         message:

@@ -14,7 +14,9 @@ rule download:
     conda:
         "../envs/conda-cpu.yaml"
     params:
-        source=lambda w: DATASETS[w.dataset].origin["download"],
+        # A function of `output` is no reason to run again: a new mirror, DOI or licence is recorded by the next download
+        # only. What decides the bytes is in the folder's name.
+        source=lambda w, output: DATASETS[w.dataset].origin["download"],
         lock=str(RESULTS / "downloads.lock.json"),
         code=code("download.py"),
     message:

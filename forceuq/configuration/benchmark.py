@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from forceuq.data.sources import load_source
 from forceuq.data.splits import PartRef, Task
@@ -22,18 +22,26 @@ def _form(value: Any) -> str:
     return "by_dataset" if isinstance(value, Mapping) else "all"
 
 
+def each_once(value: tuple[T, ...]) -> tuple[T, ...]:
+    """Return a list as it is; a ValueError says where it names something twice."""
+    if len(set(value)) != len(value):
+        raise ValueError(f"{list(value)} names something twice")
+    return value
+
+
+# NumPy takes no negative seed, and file names have none.
+Seed = Annotated[int, Field(ge=0)]
+SeedsOnce = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(each_once)]
+Ensembles = Annotated[tuple[tuple[Seed, ...], ...], Field(min_length=1), AfterValidator(each_once)]
+
 # Told apart by form, so that an error speaks of the one that was meant.
 Seeds = Annotated[
-    Annotated[tuple[int, ...], Field(min_length=1), Tag("all")]
-    | Annotated[dict[str, Annotated[tuple[int, ...], Field(min_length=1)]], Tag("by_dataset")],
-    Discriminator(_form),
+    Annotated[SeedsOnce, Tag("all")] | Annotated[dict[str, SeedsOnce], Tag("by_dataset")], Discriminator(_form)
 ]
 """Seeds for all data sets, or by data set."""
 
 Members = Annotated[
-    Annotated[tuple[tuple[int, ...], ...], Field(min_length=1), Tag("all")]
-    | Annotated[dict[str, Annotated[tuple[tuple[int, ...], ...], Field(min_length=1)]], Tag("by_dataset")],
-    Discriminator(_form),
+    Annotated[Ensembles, Tag("all")] | Annotated[dict[str, Ensembles], Tag("by_dataset")], Discriminator(_form)
 ]
 """The members' seeds of each ensemble, for all data sets or by data set."""
 
@@ -100,6 +108,8 @@ def check_methods(configuration: "Configuration") -> None:
     for dataset in trained:
         if for_dataset(configuration.seeds, dataset) is None:
             raise ValueError(f"seeds: none for the data set '{dataset}'")
+    for dataset in configuration.seeds if isinstance(configuration.seeds, dict) else ():
+        known("seeds", dataset, trained)
     for name, method in methods.items():
         _check_datasets(f"methods.{name}", method, trained)
     for name, method in methods.items():
@@ -128,6 +138,23 @@ def check_methods(configuration: "Configuration") -> None:
         for dataset in trained:
             used = [seed for ensemble in configuration.members_of(name, dataset) for seed in ensemble]
             _check_seeds(f"{key}.members", configuration, member, dataset, used)
+
+
+def check_labels(configuration: "Configuration") -> None:
+    """Check that no two data sets, nor two methods that are evaluated, have one label: rows are told apart by it.
+
+    Raises:
+        ValueError: naming both keys.
+    """
+    evaluated = {name: method for name, method in configuration.methods.items() if method.evaluate}
+    for group, entries in (("datasets", configuration.datasets), ("methods", evaluated)):
+        first: dict[str, str] = {}
+        for name, entry in entries.items():
+            if (other := first.setdefault(entry.label, name)) != name:
+                raise ValueError(
+                    f"{group}.{name}.label: '{entry.label}' is that of {group}.{other} too; give each its own, since "
+                    "tables tell them apart by it"
+                )
 
 
 def known(key: str, value: str, among: Iterable[str]) -> None:

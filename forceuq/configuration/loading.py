@@ -19,7 +19,11 @@ def load_configuration(values: Mapping[str, Any]) -> Configuration:
     try:
         return Configuration.model_validate(dict(values))
     except ValidationError as error:
-        faults = [_explain(dict(fault), values) for fault in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        # Pydantic counts what is valid in a list: one with a single, wrong entry is said to be empty as well.
+        entries = {fault["loc"][:-1] for fault in found}
+        told = [fault for fault in found if fault["type"] != "too_short" or fault["loc"] not in entries]
+        faults = [_explain(dict(fault), values) for fault in told]
         raise ConfigurationError(
             "the configuration cannot be run:\n" + "\n".join(f"  {fault}" for fault in dict.fromkeys(faults))
         ) from None

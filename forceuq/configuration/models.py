@@ -11,14 +11,25 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, create_model, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, create_model, field_validator, model_validator
 
 from forceuq import backbones, methods
 from forceuq.backbones.small.options import Options as SmallOrbTraining
 from forceuq.calibration_kinds import CALIBRATION_KINDS, CalibrationKind
-from forceuq.configuration.benchmark import Members, Seeds, all_forms, check_methods, for_dataset, joined_tasks, known
+from forceuq.configuration.benchmark import (
+    Members,
+    Seeds,
+    all_forms,
+    check_labels,
+    check_methods,
+    each_once,
+    for_dataset,
+    joined_tasks,
+    known,
+)
 from forceuq.configuration.features import FeaturesConfig, check_shards
 from forceuq.configuration.names import Model, Name
+from forceuq.configuration.plain_values import with_device, without_nulls
 from forceuq.data import generators, sources
 from forceuq.data.download import Source
 from forceuq.data.splits import Task
@@ -123,7 +134,8 @@ class DatasetConfig(Model):
     @property
     def identity(self) -> str:
         """Digest of what the cached structures and parts depend on."""
-        return identity([self.kind, self.origin, self.content_options])
+        origin = self.origin if self.download is None else {"download": self.download.content}
+        return identity([self.kind, origin, self.content_options])
 
 
 class BackboneConfig(Model):
@@ -137,7 +149,7 @@ class BackboneConfig(Model):
     @property
     def identity(self) -> str:
         """Digest of what the cached features depend on."""
-        return identity([self.kind, self.options.model_dump(mode="json"), self.weights.model_dump(mode="json")])
+        return identity([self.kind, self.options.model_dump(mode="json"), self.weights.content])
 
 
 class CombinationConfig(Model):
@@ -170,6 +182,12 @@ class CombinationConfig(Model):
         wrong = [size for size in self.sizes if not 2 <= size < whole]
         if wrong or len(set(self.sizes)) != len(self.sizes):
             raise ValueError(f"sizes {list(self.sizes)}: each once, from 2 to {whole - 1}, below that of 'members'")
+        for size, ensembles in ((size, each) for size in self.sizes for each in all_forms(self.members)):
+            first = [seeds[:size] for seeds in ensembles]
+            if len(set(first)) != len(first):
+                raise ValueError(
+                    f"two ensembles have the same first {size} members and would count as two of that size"
+                )
         return self
 
     def smaller(self, size: int) -> "CombinationConfig":
@@ -278,7 +296,7 @@ class Configuration(Model):
     backbone: Backbone | None = Field(default=None, description="The pretrained model.")
     features: FeaturesConfig = Field(default=FeaturesConfig(), description="The feature cache.")
     methods: dict[Name, Method] = Field(default={}, description="The methods, by name.")
-    calibrations: tuple[CalibrationKind, ...] = Field(
+    calibrations: Annotated[tuple[CalibrationKind, ...], AfterValidator(each_once)] = Field(
         default=CALIBRATION_KINDS, min_length=1, description="Post-hoc rescalings of the covariance."
     )
     bootstrap_draws: int = Field(
@@ -294,18 +312,27 @@ class Configuration(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _device_of_entries(cls, values: Any) -> Any:
-        """Give ``device`` to the feature cache and to every method that has one and does not say."""
-        device = values.get("device") if isinstance(values, dict) else None
-        if device is None:
+    def _plain_values(cls, values: Any) -> Any:
+        """Leave out what overlays took away; give ``device`` to every entry that has one and does not say."""
+        if not isinstance(values, dict):
             return values
-        return with_device(values, device)
+        left = without_nulls(values)
+        device = left.get("device")
+        return left if device is None else with_device(left, device)
 
-    @field_validator("datasets", "methods", mode="before")
+    @field_validator("run")
     @classmethod
-    def _null_takes_away(cls, value: Any) -> Any:
-        """Leave out the entries that an overlay took away by setting them to null."""
-        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+    def _own_folder(cls, value: str) -> str:
+        if value.lower() == "cache":  # some file systems do not tell the case
+            raise ValueError("the folder of this name holds what all runs share; take another")
+        return value
+
+    @field_validator("results")
+    @classmethod
+    def _no_wildcard(cls, value: str) -> str:
+        if "{" in value or "}" in value:
+            raise ValueError("braces stand for wildcards in a workflow's paths; take a folder without them")
+        return value
 
     @field_validator("methods")
     @classmethod
@@ -324,14 +351,6 @@ class Configuration(Model):
                 added[key] = entry
         return {**value, **added}
 
-    @field_validator("seeds", "calibrations")
-    @classmethod
-    def _no_duplicates(cls, value: Any) -> Any:
-        for entries in all_forms(value):
-            if len(set(entries)) != len(entries):
-                raise ValueError(f"{list(entries)} names something twice")
-        return value
-
     @model_validator(mode="after")
     def _whole(self) -> "Configuration":
         if self.train_backbone is not None:
@@ -340,6 +359,7 @@ class Configuration(Model):
             if not getattr(self, key):
                 raise ValueError(f"'{key}' is missing: a benchmark needs data sets, a backbone and methods")
         check_methods(self)
+        check_labels(self)
         check_shards(self.features, self.datasets)
         shown = {name: method for name, method in self.methods.items() if method.evaluate and method.in_tables}
         if not shown:
@@ -371,24 +391,6 @@ class Configuration(Model):
         if entry.combines is None or (entry.datasets is not None and dataset not in entry.datasets):
             return ()
         return for_dataset(entry.combines.members, dataset) or ()
-
-
-def with_device(values: dict[str, Any], device: str) -> dict[str, Any]:
-    """Return a configuration's plain values in which every entry that has a ``device`` has one."""
-    filled = {**values, "features": {"device": device, **(values.get("features") or {})}}
-    entries = values.get("methods")
-    if isinstance(entries, dict):
-        filled["methods"] = {name: _method_with_device(entry, device) for name, entry in entries.items()}
-    return filled
-
-
-def _method_with_device(entry: Any, device: str) -> Any:
-    # Anything that is not an entry is left for the models to refuse.
-    if not isinstance(entry, dict) or entry.get("kind") not in methods.kinds():
-        return entry
-    if "device" not in methods.load_method(entry["kind"]).Options.model_fields:
-        return entry
-    return {**entry, "options": {"device": device, **(entry.get("options") or {})}}
 
 
 def smaller_ensemble(name: str, size: int) -> str:

@@ -60,6 +60,18 @@ class Source(BaseModel):
             raise ValueError(f"{value!r} is not a plain file name")
         return value
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides the bytes: the checksum, or where none is published the first address and the size.
+
+        Mirrors, DOI and licence say nothing of them, so that one more makes no cache anew.
+        """
+        if self.sha256 is not None:
+            return {"filename": self.filename, "sha256": self.sha256}
+        if self.md5 is not None:
+            return {"filename": self.filename, "md5": self.md5}
+        return {"filename": self.filename, "url": self.urls[0], "size": self.size}
+
 
 class _Failure(Exception):  # noqa: N818 - never leaves this module
     """One address failed; ``again`` where another try at it may succeed."""
