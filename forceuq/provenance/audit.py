@@ -10,7 +10,7 @@ from typing import Any
 
 from forceuq.errors import DataError
 from forceuq.provenance import checks
-from forceuq.provenance.cells import all_cells
+from forceuq.provenance.cells import addressed_tables, cells_of
 from forceuq.provenance.chain import Chain, load_chain
 from forceuq.provenance.code import code
 from forceuq.provenance.findings import GRAVE, Finding, Kind
@@ -123,7 +123,7 @@ def audit(
         report.unchecked.append("whether the code is today's: no project given")
     if any(record.git.dirty is None for record in chain.records.values()):
         report.unchecked.append("whether the tree was clean: jobs ran outside of a repository")
-    _verdicts(chain, report)
+    _verdicts(chain, report, found)
     report.seconds = time.perf_counter() - began
     return report
 
@@ -135,7 +135,7 @@ def _root(chain: Chain) -> str | None:
         return None
 
 
-def _verdicts(chain: Chain, report: Report) -> None:
+def _verdicts(chain: Chain, report: Report, hashed: Mapping[Path, str | OSError]) -> None:
     """Say of each result and table cell what is wrong anywhere in its lineage."""
     by_record: dict[str, list[Finding]] = defaultdict(list)
     for finding in report.findings:
@@ -145,8 +145,15 @@ def _verdicts(chain: Chain, report: Report) -> None:
         lineage = chain.lineage([path]) if by_record else set()
         report.results[name] = [finding for one in sorted(lineage & set(by_record)) for finding in by_record[one]]
     seen: dict[frozenset[str], list[Finding]] = {}
-    for cell in all_cells(chain):
-        faulty = frozenset(chain.lineage([cell.record], cell.only) & set(by_record) if by_record else ())
-        if faulty not in seen:
-            seen[faulty] = [finding for one in sorted(faulty) for finding in by_record[one]]
-        report.cells[cell.address] = seen[faulty]
+    for path, table in addressed_tables(chain):
+        try:
+            cells = cells_of(chain, path, table, hashed)
+        except DataError as error:
+            # Its file or record is among the findings; the rest of the report must not be lost to it.
+            report.unchecked.append(f"the cells of {str(error).removeprefix(f'{chain.results}/')}")
+            continue
+        for cell in cells:
+            faulty = frozenset(chain.lineage([cell.record], cell.only) & set(by_record) if by_record else ())
+            if faulty not in seen:
+                seen[faulty] = [finding for one in sorted(faulty) for finding in by_record[one]]
+            report.cells[cell.address] = seen[faulty]

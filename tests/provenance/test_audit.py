@@ -5,6 +5,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -120,6 +121,68 @@ def test_only_what_follows_from_an_altered_file_is_broken(tree: Tree) -> None:
     cells = {address for address, found in report.cells.items() if found}
     assert cells == {address for address in report.cells if address.startswith("table2:") and "BLL" in address}
     assert {name for name, found in report.results.items() if not found} == {"demo/tables/costs.csv"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: b"x" + content,
+        lambda content: content + b"short\n",
+        lambda content: content + b"long" + b",x" * 40 + b"\n",
+        lambda content: content[:30],
+        lambda content: b"",
+        lambda content: b"\0" + content,
+        lambda content: content + b"\xff",
+        lambda content: content + b'"open',
+    ],
+)
+def test_a_table_that_was_altered_is_named_and_has_no_cells(tree: Tree, change: Callable[[bytes], bytes]) -> None:
+    for name in ("table2", "costs"):
+        table = tree.run / f"tables/{name}.csv"
+        content = table.read_bytes()
+        table.write_bytes(change(content))
+        report = audit(tree.run)
+        assert [(f.kind, f.path) for f in report.findings] == [(Kind.ALTERED, f"demo/tables/{name}.csv")]
+        assert report.results[f"demo/tables/{name}.csv"]
+        assert {address.partition(":")[0] for address in report.cells} == {"table2", "costs"} - {name}
+        assert any(f"the cells of demo/tables/{name}.csv: is not as its job" in what for what in report.unchecked)
+        table.write_bytes(content)
+
+
+@pytest.mark.parametrize("params", [{}, None, 5, "x", [["a"]], {"a": None}])
+@pytest.mark.parametrize("name", ["table2", "costs", f"metrics/{FIT}", f"fit/{FIT}", "cache:download/alloys"])
+def test_a_record_with_other_params_is_named_whatever_they_are(tree: Tree, name: str, params: Any) -> None:
+    path = tree.record(name)
+    values = orjson.loads(path.read_bytes())
+    values["params"] = {key: params for key in values["params"]}
+    path.write_bytes(file_bytes(values))
+    report = audit(tree.run)
+    assert [(f.kind, f.path) for f in report.findings] == [(Kind.ALTERED, path.relative_to(tree.results).as_posix())]
+    if name != "costs":
+        assert any(found for address, found in report.cells.items() if address.startswith("costs:")) == (
+            name.startswith(("fit/", "cache:"))
+        )
+
+
+def test_an_edited_record_does_not_hide_from_the_cells_by_what_it_says_it_is_of(tree: Tree) -> None:
+    path = tree.record(f"metrics/{FIT}")
+    values = orjson.loads(path.read_bytes())
+    values["wildcards"]["method"] = "other"
+    path.write_bytes(file_bytes(values))
+    cells = audit(tree.run).cells
+    assert all(found for address, found in cells.items() if address.startswith("table2:") and "BLL" in address)
+
+
+def test_a_table_whose_record_was_made_to_fit_it_has_no_cells_either(tree: Tree) -> None:
+    table = tree.run / "tables/table2.csv"
+    table.write_bytes(table.read_bytes() + b"long" + b",x" * 40 + b"\n")
+    reseal(
+        tree.record("table2"),
+        lambda v: v["outputs"][0].update(sha256=file_digest(table), size=table.stat().st_size),
+    )
+    report = audit(tree.run)
+    assert {f.path for f in report.grave} == {"demo/records/table2.json"}
+    assert not any(address.startswith("table2:") for address in report.cells)
 
 
 @pytest.mark.parametrize(
