@@ -20,7 +20,7 @@ _HEADS = {
     Kind.ALTERED: "altered: not the bytes that were written",
     Kind.MISSING: "missing",
     Kind.UNACCOUNTED: "unaccounted: no record tells where they come from",
-    Kind.REMADE: "made from inputs that were made again since",
+    Kind.REMADE: "made again since the ledger was written, or from inputs that were made again since",
     Kind.CODE: "made by other code than today's",
     Kind.CONFIGURATION: "made under another configuration",
     Kind.DIRTY: "made from a tree with uncommitted changes",

@@ -95,14 +95,15 @@ def audit(
         raise DataError("there is no such run", file=run)
     chain = load_chain(run.parent, run.name)
     report = Report(run.name, _root(chain), jobs=len(chain.records))
-    hashed = [
-        (chain.results / name, size)
-        for name, (_, size, _) in checks.expected_files(chain).items()
+    hashed = {
+        chain.results / name: size
+        for name, told in checks.expected_files(chain).items()
+        for _, size, _ in told
         # A file of another size is another file; it need not be read.
         if (chain.results / name).is_file() and (chain.results / name).stat().st_size == size
-    ]
-    report.files, report.size = len(hashed), sum(size for _, size in hashed)
-    found = digests([*(file for file, _ in hashed), *checks.kept_files(chain)], workers)
+    }
+    report.files, report.size = len(hashed), sum(hashed.values())
+    found = digests([*hashed, *checks.kept_files(chain)], workers)
     findings = set(
         concatenated(
             chain.findings,
@@ -118,7 +119,7 @@ def audit(
             () if planned is None else checks.configuration(chain, planned),
         )
     )
-    report.findings = sorted(findings, key=lambda f: (list(Kind).index(f.kind), f))
+    report.findings = sorted(findings, key=_order)
     if project is None:
         report.unchecked.append("whether the code is today's: no project given")
     if any(record.git.dirty is None for record in chain.records.values()):
@@ -126,6 +127,10 @@ def audit(
     _verdicts(chain, report, found)
     report.seconds = time.perf_counter() - began
     return report
+
+
+def _order(finding: Finding) -> tuple[int, str, str, str]:
+    return list(Kind).index(finding.kind), finding.path, finding.detail, finding.record or ""
 
 
 def _root(chain: Chain) -> str | None:

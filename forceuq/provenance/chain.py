@@ -124,6 +124,23 @@ def _load(chain: Chain, path: str) -> Record | None:
         return None
 
 
+def older_record(chain: Chain, path: str, digest: str) -> Record | None:
+    """Return the record that a job had before it ran again, held to its digest; None: there is none that is whole.
+
+    Args:
+        chain: the records.
+        path: where the job's present record lies.
+        digest: of the older one.
+    """
+    if digest in chain.older:
+        return chain.older[digest]
+    try:
+        record = read_record(Folder(chain.results, path.partition("/")[0]).records / SUPERSEDED / f"{digest}.json")
+    except DataError:
+        return None
+    return record if record.digest == digest else None
+
+
 def _load_older(chain: Chain) -> None:
     """Read the older records that present ones, or older ones in turn, name."""
     waiting = [artefact.record for record in chain.records.values() for artefact in record.inputs]

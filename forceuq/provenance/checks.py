@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from forceuq.errors import DataError
-from forceuq.provenance.chain import Chain
+from forceuq.provenance.chain import Chain, older_record
 from forceuq.provenance.digests import MARKERS, tree_digest
 from forceuq.provenance.findings import Finding, Kind
 from forceuq.provenance.ledger import read_ledger
@@ -16,30 +16,39 @@ from forceuq.provenance.schema import Artefact, Record, read_record
 BOOKKEEPING = frozenset({"logs", "benchmarks", "checkpoints", RECORDS})
 
 
-def expected_files(chain: Chain) -> dict[str, tuple[str, int, str]]:
-    """Return path -> (SHA-256, size, record) of every file that the records tell of, kept texts among them."""
-    expected = {}
+def expected_files(chain: Chain) -> dict[str, list[tuple[str, int, str]]]:
+    """Return path -> (SHA-256, size, record) of every file that the records tell of, once for each that does."""
+    expected: dict[str, list[tuple[str, int, str]]] = {}
     for path, record in chain.records.items():
         inputs = [artefact for artefact in record.inputs if artefact.record is None]
         for artefact in (*inputs, *record.outputs):
             if artefact.directory:
                 for file in artefact.files or ():
-                    expected[f"{artefact.path}/{file.path}"] = (file.sha256, file.size, path)
+                    expected.setdefault(f"{artefact.path}/{file.path}", []).append((file.sha256, file.size, path))
             else:
-                expected[artefact.path] = (artefact.sha256, artefact.size, path)
+                expected.setdefault(artefact.path, []).append((artefact.sha256, artefact.size, path))
     return expected
 
 
 def files(chain: Chain, found: Mapping[Path, str | OSError]) -> Iterator[Finding]:
     """Check that every file is as the records tell; ``found`` has the digests of those whose size is right."""
-    for name, (sha256, size, record) in expected_files(chain).items():
+    try:
+        named = {*read_ledger(chain.results, chain.run).records, chain.makers.get(f"{chain.run}/{LEDGER}")}
+    except DataError:
+        named = set(chain.records)
+    for name, told in expected_files(chain).items():
         file = chain.results / name
-        if not file.is_file():
-            yield Finding(Kind.MISSING, name, f"SHA-256 {sha256}, {size} bytes expected", record)
-        elif (there := file.stat().st_size) != size:
-            yield Finding(Kind.ALTERED, name, f"has {there} bytes, {size} expected", record)
-        elif (digest := found[file]) != sha256:
-            yield Finding(Kind.ALTERED, name, f"has SHA-256 {digest}, {sha256} expected", record)
+        there = file.stat().st_size if file.is_file() else None
+        is_as_named = any((found.get(file), there) == (sha256, size) and path in named for sha256, size, path in told)
+        for sha256, size, record in told:
+            if is_as_named and record not in named:
+                continue  # left from another configuration, as ``ledger`` says: another job made this file since
+            if there is None:
+                yield Finding(Kind.MISSING, name, f"SHA-256 {sha256}, {size} bytes expected", record)
+            elif there != size:
+                yield Finding(Kind.ALTERED, name, f"has {there} bytes, {size} expected", record)
+            elif (digest := found[file]) != sha256:
+                yield Finding(Kind.ALTERED, name, f"has SHA-256 {digest}, {sha256} expected", record)
 
 
 def links(chain: Chain) -> Iterator[Finding]:
@@ -240,17 +249,24 @@ def ledger(chain: Chain, root: str | None) -> Iterator[Finding]:
         present = chain.records.get(path)
         if present is None:
             yield Finding(Kind.MISSING, path, f"the ledger names the record, with digest {digest}", path)
-        elif present.digest != digest and digest not in chain.older and not _superseded(chain, path, digest):
-            yield Finding(Kind.ALTERED, path, f"the record has digest {present.digest}, the ledger {digest}", path)
+        elif present.digest != digest:
+            yield from _ran_again(present, older_record(chain, path, digest), path, digest, root)
     for path, record in chain.records.items():
-        if record.run == chain.run and path not in found.records and not _makes(record, name):
+        # The ledger cannot name the record of its own job. That may tell of nothing else, or anything could hide there.
+        is_own = [output.path for output in record.outputs] == [name]
+        if record.run == chain.run and path not in found.records and not is_own:
             detail = "the ledger does not name it: it is left from another configuration of this run"
             yield Finding(Kind.CONFIGURATION, path, detail, path)
 
 
-def _superseded(chain: Chain, path: str, digest: str) -> bool:
-    return (Folder(chain.results, path.partition("/")[0]).records / SUPERSEDED / f"{digest}.json").exists()
-
-
-def _makes(record: Record, path: str) -> bool:
-    return any(output.path == path for output in record.outputs)
+def _ran_again(present: Record, older: Record | None, path: str, digest: str, root: str | None) -> Iterator[Finding]:
+    """Say what it means that a record is not the one that the ledger names, with that digest."""
+    if older is None:
+        yield Finding(Kind.ALTERED, path, f"the record has digest {present.digest}, the ledger {digest}", path)
+    elif root is not None:
+        # Anyone can set the true record aside and write another: what was published covers that one alone.
+        detail = f"the root covers the job's record with digest {digest}; there is a later one, with {present.digest}"
+        yield Finding(Kind.ALTERED, path, detail, path)
+    elif {(o.path, o.sha256) for o in present.outputs} != {(o.path, o.sha256) for o in older.outputs}:
+        detail = "its job ran again since the ledger was written, and made something else; run the workflow to its end"
+        yield Finding(Kind.REMADE, path, detail, path)

@@ -263,6 +263,81 @@ def test_what_is_forged_throughout_is_found_by_a_root_that_was_published(tree: T
     assert (finding.kind, finding.path) == (Kind.ALTERED, "demo/ledger.json")
 
 
+def table_again(tree: Tree) -> None:
+    """Let the job of Table 2 run again, to another end."""
+    table = tree.run / "tables/table2.csv"
+    content = table.read_bytes()
+    params = read_record(tree.record("table2")).params
+    job = tree.job(
+        "table2",
+        "",
+        params=params,
+        input={"metrics": "demo/metrics.parquet"},
+        output={"csv": "demo/tables/table2.csv"},
+    )
+    with recorded(job, tree.root):
+        table.write_bytes(content.replace(b"0.01", b"0.02"))
+
+
+def test_a_table_made_again_after_the_ledger_is_outdated_and_under_a_root_altered(tree: Tree) -> None:
+    root = read_ledger(tree.results, "demo").root
+    table_again(tree)
+    record = "demo/records/table2.json"
+    report = audit(tree.run)
+    assert {(f.kind, f.path) for f in report.findings} == {
+        (Kind.REMADE, record),
+        (Kind.REMADE, "demo/tables/table2.csv"),
+    }
+    of_table = [found for address, found in report.cells.items() if address.startswith("table2:")]
+    assert of_table
+    assert all(of_table)
+    assert report.results["demo/tables/table2.csv"]
+    # So does a forger who sets the true record aside.
+    report = audit(tree.run, root=root)
+    assert [(f.kind, f.path) for f in report.grave] == [(Kind.ALTERED, record)]
+    assert all(report.grave[0] in found for name, found in report.cells.items() if name.startswith("table2:"))
+    tree.ledger()
+    assert audit(tree.run).findings == []
+
+
+def test_an_older_record_that_is_not_whole_vouches_for_nothing(tree: Tree) -> None:
+    digest = read_record(tree.record("table2")).digest
+    table_again(tree)
+    older = tree.run / f"records/.superseded/{digest}.json"
+    older.write_bytes(older.read_bytes().replace(b"alloys", b"ALLOYS", 1))
+    assert (Kind.ALTERED, "demo/records/table2.json") in {(f.kind, f.path) for f in audit(tree.run).findings}
+
+
+@pytest.mark.parametrize("name", ["aaa", "zzz"])
+def test_a_second_record_of_a_table_does_not_stand_in_for_the_first(tree: Tree, name: str) -> None:
+    table = tree.run / "tables/table2.csv"
+    copy = tree.record(name)
+    shutil.copy(tree.record("table2"), copy)
+    # As a renamed rule leaves one behind: it tells of a file that another job made since.
+    reseal(copy, lambda v: v["outputs"][0].update(sha256="0" * 64))
+    (finding,) = [f for f in audit(tree.run).findings if "/.made/" not in f.path]
+    assert (finding.kind, finding.path) == (Kind.CONFIGURATION, f"demo/records/{name}.json")
+    table.write_bytes(table.read_bytes().replace(b"0.01", b"0.02"))
+    reseal(copy, lambda v: v["outputs"][0].update(sha256=file_digest(table)))
+    report = audit(tree.run)
+    assert (Kind.ALTERED, "demo/tables/table2.csv") in {(f.kind, f.path) for f in report.findings}
+    assert report.results["demo/tables/table2.csv"]
+
+
+def test_the_ledgers_record_may_tell_of_nothing_else(tree: Tree) -> None:
+    table = tree.run / "tables/table9.csv"
+    table.write_bytes(b"x")
+
+    def add(values: dict) -> None:
+        output = {"name": "x", "path": "demo/tables/table9.csv", "sha256": file_digest(table), "size": 1}
+        values["outputs"].append({**values["outputs"][0], **output})
+
+    reseal(tree.record("ledger"), add)
+    report = audit(tree.run)
+    assert (Kind.CONFIGURATION, "demo/records/ledger.json") in {(f.kind, f.path) for f in report.findings}
+    assert report.results["demo/tables/table9.csv"]
+
+
 def test_an_input_made_again_with_the_same_content_leaves_the_chain_whole(tree: Tree) -> None:
     png, table = tree.run / "figures/shift.png", tree.run / "figures/shift.csv"
     before = read_record(tree.record("shift_figure")).digest
@@ -284,7 +359,11 @@ def test_an_input_made_again_with_other_content_is_named(tree: Tree) -> None:
     tree.fit("swag", 0)
     report = audit(tree.run)
     assert kinds(report) == {Kind.REMADE}
-    assert {f.path for f in report.findings} == {"demo/metrics/swag/alloys/t/seed0", "demo/fits/swag/alloys/t/seed0"}
+    assert {f.path for f in report.findings} == {
+        "demo/metrics/swag/alloys/t/seed0",
+        "demo/fits/swag/alloys/t/seed0",
+        *(f"demo/records/{rule}/swag/alloys/t/seed0.json" for rule in ("fit", "predict", "metrics")),
+    }
 
 
 def test_what_the_run_no_longer_has_is_of_another_configuration(tree: Tree) -> None:
@@ -368,7 +447,7 @@ class TestCommand:
         tree.fit("swag", 0)
         done = self.run(tree)
         assert done.exit_code == 3
-        assert "made from inputs that were made again since (2)" in done.output
+        assert "or from inputs that were made again since (5)" in done.output
 
     def test_no_such_project(self, tree: Tree, tmp_path: Path) -> None:
         done = CliRunner().invoke(app, ["audit", str(tree.run), "--project", str(tmp_path)])
