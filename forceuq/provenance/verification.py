@@ -11,12 +11,10 @@ import yaml
 
 from forceuq.errors import DataError
 from forceuq.files import file_digest
-from forceuq.provenance.bundle import CONFIGURATION, RESULTS, files_of_artefact
+from forceuq.provenance.archive import CONFIGURATION, METADATA, RESULTS, files_of_artefact
 from forceuq.provenance.chain import Chain, load_chain
 from forceuq.provenance.ledger import Ledger, read_ledger
 from forceuq.provenance.places import KEPT, LEDGER, RECORDS
-
-METADATA = "ro-crate-metadata.json"
 
 
 @dataclass

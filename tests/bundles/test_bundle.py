@@ -1,7 +1,10 @@
 """A run as an archive: what is in it, what must not be, and that any change to it is found."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +204,44 @@ def test_the_commands(finished: Toy, tmp_path: Path) -> None:
     assert said.exit_code == 1
     with pytest.raises(DataError, match="--project"):
         CliRunner().invoke(app, ["bundle", run, "--project", str(tmp_path)], catch_exceptions=False)
+
+
+def test_no_command_but_bundle_needs_the_packages_of_the_workflow(archive: Path, finished: Toy, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    block = "import sys; sys.modules.update(dict.fromkeys(['rocrate', 'snakemake', 'psutil', 'filelock', 'torch']))"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        code = f"{block}; from forceuq.commands import main; sys.argv = {['forceuq', *arguments]!r}; main()"
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    first, second = (str(finished.results / name) for name in ("a", "b"))
+    assert "a: verified." in run("verify", str(archive)).stdout
+    for arguments in (
+        ["audit", first, "--allow", "code", "--allow", "configuration"],
+        ["trace", f"{first}/tables/table2.md"],
+        ["compare", first, second],
+    ):
+        done = run(*arguments)
+        assert done.returncode == 0, done.stderr
+    done = run("bundle", first, "-o", str(tmp_path / "a.zip"), "--project", str(finished.project))
+    assert done.returncode == 2
+    assert "pip install 'forceuq[workflow]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_where_an_archive_cannot_be_written(finished: Toy, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder; give the archive's file name"):
+        bundle(finished, tmp_path)
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"a\.zip: cannot be written"):
+        bundle(finished, tmp_path / "file" / "a.zip")
 
 
 def test_the_public_validator_accepts_it(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
