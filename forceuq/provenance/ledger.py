@@ -83,4 +83,14 @@ def read_ledger(results: Path, run: str) -> Ledger:
     values = read_sealed(path)
     if (values.get("schema"), values.get("version")) != (SCHEMA, VERSION):
         raise DataError(f"is no ledger that this code reads ({SCHEMA} {VERSION})", file=path)
-    return Ledger(values["digest"], yaml.safe_load(values["configuration"]), values["records"])
+    remedy = "remove it and run the workflow to its end"
+    try:
+        configuration = yaml.safe_load(values["configuration"])
+    except (KeyError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise DataError(f"holds no configuration that can be read ({error!r}); {remedy}", file=path) from error
+    records = values.get("records")
+    if not isinstance(configuration, dict):
+        raise DataError(f"its configuration is no mapping of keys; {remedy}", file=path)
+    if not isinstance(records, dict) or not all(isinstance(digest, str) for digest in records.values()):
+        raise DataError(f"names no records by their digests; {remedy}", file=path)
+    return Ledger(values["digest"], configuration, records)
