@@ -19,7 +19,7 @@ from forceuq.provenance.archive import (
     scripts_of,
 )
 from forceuq.provenance.chain import Chain, load_chain
-from forceuq.provenance.ledger import Ledger, read_ledger
+from forceuq.provenance.ledger import Ledger, named_records, read_ledger
 from forceuq.provenance.places import KEPT, LEDGER, RECORDS, Folder
 from forceuq.provenance.withholding import withheld
 
@@ -98,16 +98,10 @@ def write_bundle(
 
 
 def _sound(chain: Chain, ledger: Ledger) -> None:
-    if (path := f"{chain.run}/{LEDGER}") not in chain.makers:
-        raise DataError("has no record; run the workflow to its end", file=chain.results / path)
-    for finding in chain.findings:
-        if finding.record in ledger.records:
-            raise DataError(f"{finding.detail}; 'forceuq audit' says more", file=chain.results / finding.path)
-    for path, digest in ledger.records.items():
-        record = chain.records.get(path)
-        if record is None:
+    for path, named in named_records(chain, ledger).items():
+        if path not in chain.records:
             raise DataError("is missing; 'forceuq audit' says more", file=chain.results / path)
-        if record.digest != digest:
+        if chain.records[path].digest != named.digest:
             raise DataError(
                 "is not the one that the run's ledger names: its job ran again since; run the workflow to its end",
                 file=chain.results / path,
