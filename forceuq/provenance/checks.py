@@ -1,7 +1,7 @@
 """The single checks of an audit; each yields what it finds."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from forceuq.errors import DataError
@@ -161,32 +161,57 @@ def older(chain: Chain) -> Iterator[Finding]:
 def accounted(chain: Chain) -> Iterator[Finding]:
     """Find files that no record tells of: in the run's folder, and in those of the caches that it used."""
     expected = set(expected_files(chain))
+    known = expected | set(chain.records)
+    # Folders that may lie elsewhere behind a link. Any other link to a folder is not looked through: it is itself more
+    # than what the records tell of, and may lead anywhere.
+    above = {parent.as_posix() for name in known for parent in PurePosixPath(name).parents}
     run = Folder(chain.results, chain.run)
-    present = set(chain.records)
-    for file in sorted(run.path.rglob("*")):
-        name = file.relative_to(chain.results).as_posix()
-        parts = file.relative_to(run.path).parts
-        if parts[0] in BOOKKEEPING - {RECORDS} or file.is_dir() or file.name in MARKERS:
+    for top in _listed(run.path):
+        if top.name in BOOKKEEPING - {RECORDS}:
             continue
-        if parts[0] == RECORDS:
-            if name not in present and (len(parts) < 2 or parts[1] not in (MADE, KEPT, SUPERSEDED)):
-                yield Finding(Kind.UNACCOUNTED, name, "is no record that can be read")
-        elif name not in expected:
-            yield Finding(Kind.UNACCOUNTED, name, "no record tells what made it")
-    folders = set()
-    for output in chain.makers:
-        if not output.startswith(f"{chain.run}/"):
-            path = chain.results / output
-            folders.add(path if path.is_dir() else path.parent)
-    # A damaged record may tell of folders that are not there.
-    for folder in sorted(filter(Path.is_dir, folders)):
-        for file in sorted(folder.iterdir()):
+        for file in _below(top, chain.results, above):
             name = file.relative_to(chain.results).as_posix()
-            if file.is_dir() or file.name in MARKERS or name in expected:
+            if name in known or file.name in MARKERS:
                 continue
-            if _noted(chain.results, name):
-                continue  # another run's
+            if top.name != RECORDS:
+                yield Finding(Kind.UNACCOUNTED, name, "no record tells what made it")
+            elif file.relative_to(top).parts[:1] not in ((MADE,), (KEPT,), (SUPERSEDED,)):
+                yield Finding(Kind.UNACCOUNTED, name, "is no record that can be read")
+    for file in _in_caches(chain, above):
+        name = file.relative_to(chain.results).as_posix()
+        # What has a note of its own is another run's.
+        if name not in expected and file.name not in MARKERS and not _noted(chain.results, name):
             yield Finding(Kind.UNACCOUNTED, name, "no record tells what made it")
+
+
+def _in_caches(chain: Chain, above: Set[str]) -> list[Path]:
+    """Return what lies in directories that jobs of the caches made, and beside the files that they made."""
+    found: set[Path] = set()
+    for output in chain.makers:
+        path = chain.results / output
+        if output.startswith((f"{chain.run}/", "/")) or ".." in path.parts:  # the latter of a damaged record
+            continue
+        if path.is_dir():
+            found.update(_below(path, chain.results, above))
+        else:  # folders beside it are other outputs, of this run or another
+            found.update(file for file in _listed(path.parent) if file.is_symlink() or not file.is_dir())
+    return sorted(file for file in found if file.relative_to(chain.results).as_posix() not in above)
+
+
+def _below(path: Path, results: Path, above: Set[str]) -> Iterator[Path]:
+    """Yield a file, or a directory's files and those links to other directories that need not be there."""
+    if path.is_dir() and (not path.is_symlink() or path.relative_to(results).as_posix() in above):
+        for inside in _listed(path):
+            yield from _below(inside, results, above)
+    else:
+        yield path
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # a damaged record may tell of folders that are not there
+        return []
 
 
 def _noted(results: Path, name: str) -> bool:

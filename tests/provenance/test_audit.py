@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from forceuq.commands import app
-from forceuq.errors import DataError
+from forceuq.errors import ConfigurationError, DataError
 from forceuq.files import file_digest
 from forceuq.provenance.audit import Report, audit
 from forceuq.provenance.findings import Kind
@@ -209,11 +209,48 @@ def test_a_record_that_is_gone_is_found(tree: Tree, name: str) -> None:
         "demo/tables/table9.csv",
         "demo/records/x.txt",
         "cache/features/small/alloys/train/y",
+        "cache/features/small/alloys/train/sub/y",
+        "cache/datasets/alloys/y",
+        "demo/figures/sub/y",
     ],
 )
 def test_a_file_that_no_record_tells_of_is_found(tree: Tree, file: str) -> None:
+    (tree.results / file).parent.mkdir(exist_ok=True)
     (tree.results / file).write_bytes(b"x")
     assert [(f.kind, f.path) for f in audit(tree.run).findings] == [(Kind.UNACCOUNTED, file)]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "demo/tables2",
+        "demo/tables/more",
+        "demo/records/more",
+        f"demo/fits/{FIT}/more",
+        "cache/features/small/alloys/train/more",
+        "cache/datasets/alloys/more",
+    ],
+)
+def test_a_link_to_a_folder_elsewhere_is_found(tree: Tree, tmp_path: Path, place: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/x.csv").write_bytes(b"x")
+    (tree.results / place).symlink_to(tmp_path / "elsewhere")
+    assert [(f.kind, f.path) for f in audit(tree.run).findings] == [(Kind.UNACCOUNTED, place)]
+    (tree.results / place).unlink()
+    (tree.results / place).symlink_to("..")  # round in a circle
+    assert [(f.kind, f.path) for f in audit(tree.run).findings] == [(Kind.UNACCOUNTED, place)]
+
+
+@pytest.mark.parametrize("place", ["demo/fits", "cache/features/small", "cache/features/small/alloys/train"])
+def test_results_may_lie_on_another_disk_and_are_looked_through(tree: Tree, tmp_path: Path, place: str) -> None:
+    (tree.results / place).rename(tmp_path / "disk")
+    (tree.results / place).symlink_to(tmp_path / "disk")
+    assert audit(tree.run).findings == []
+    (tmp_path / "disk/more").mkdir()
+    (tmp_path / "disk/more/y").write_bytes(b"x")
+    found = [(f.kind, f.path) for f in audit(tree.run).findings]
+    # Folders of a cache in which no output of the run lies are another run's.
+    assert found == ([] if place == "cache/features/small" else [(Kind.UNACCOUNTED, f"{place}/more/y")])
 
 
 @pytest.mark.parametrize("name", [f"fit/{FIT}", "cache:download/alloys", f"metrics/{FIT}", "merge_metrics"])
@@ -452,6 +489,16 @@ class TestCommand:
     def test_no_such_project(self, tree: Tree, tmp_path: Path) -> None:
         done = CliRunner().invoke(app, ["audit", str(tree.run), "--project", str(tmp_path)])
         assert "not the project's folder" in str(done.exception)
+
+    @pytest.mark.parametrize("content", [None, b"a: [", b"5", b"\xff"])
+    def test_a_configuration_that_cannot_be_read(self, tree: Tree, tmp_path: Path, content: bytes | None) -> None:
+        file = tmp_path / "mine.yaml"
+        if content is not None:
+            file.write_bytes(content)
+        done = CliRunner().invoke(app, ["audit", str(tree.run), "--project", str(ROOT), "--configfile", str(file)])
+        assert isinstance(done.exception, ConfigurationError)
+        assert str(done.exception).startswith(f"{file}: ")
+        assert "Traceback" not in str(done.exception)
 
     def test_no_such_run(self, tree: Tree) -> None:
         shutil.rmtree(tree.run)
