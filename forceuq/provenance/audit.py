@@ -100,7 +100,7 @@ def audit(
         for name, told in checks.expected_files(chain).items()
         for _, size, _ in told
         # A file of another size is another file; it need not be read.
-        if (chain.results / name).is_file() and (chain.results / name).stat().st_size == size
+        if checks.size_of(chain.results / name) == size
     }
     report.files, report.size = len(hashed), sum(hashed.values())
     found = digests([*hashed, *checks.kept_files(chain)], workers)

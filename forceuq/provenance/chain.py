@@ -105,10 +105,17 @@ def load_chain(results: Path, run: str) -> Chain:
             reference = artefact.record
             if reference is not None and reference.path not in seen:
                 seen.add(reference.path)
-                if (results / reference.path).exists():
+                if _exists(results / reference.path):
                     waiting.append(reference.path)
     _load_older(chain)
     return chain
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.exists()
+    except OSError:  # a name that is too long, from a damaged record
+        return False
 
 
 def _load(chain: Chain, path: str) -> Record | None:
@@ -153,7 +160,7 @@ def _load_older(chain: Chain) -> None:
             continue
         folder = Folder(chain.results, reference.path.partition("/")[0])
         file = folder.records / SUPERSEDED / f"{reference.digest}.json"
-        if not file.exists():
+        if not _exists(file):
             continue
         try:
             record = read_record(file)

@@ -9,7 +9,7 @@ from forceuq.provenance.chain import Chain, older_record
 from forceuq.provenance.digests import MARKERS, tree_digest
 from forceuq.provenance.findings import Finding, Kind
 from forceuq.provenance.ledger import read_ledger
-from forceuq.provenance.places import KEPT, LEDGER, MADE, RECORDS, SUPERSEDED, Folder, read_made
+from forceuq.provenance.places import KEPT, LEDGER, MADE, RECORDS, SUPERSEDED, Folder, read_made, relative
 from forceuq.provenance.schema import Artefact, Record, read_record
 
 # What a run's folder holds beside results: nothing there is a number that anyone reads.
@@ -30,6 +30,14 @@ def expected_files(chain: Chain) -> dict[str, list[tuple[str, int, str]]]:
     return expected
 
 
+def size_of(file: Path) -> int | None:
+    """Return the size of a file in bytes; None: there is none."""
+    try:
+        return file.stat().st_size if file.is_file() else None
+    except OSError:  # a name that no file can have, from a damaged record
+        return None
+
+
 def files(chain: Chain, found: Mapping[Path, str | OSError]) -> Iterator[Finding]:
     """Check that every file is as the records tell; ``found`` has the digests of those whose size is right."""
     try:
@@ -38,7 +46,7 @@ def files(chain: Chain, found: Mapping[Path, str | OSError]) -> Iterator[Finding
         named = set(chain.records)
     for name, told in expected_files(chain).items():
         file = chain.results / name
-        there = file.stat().st_size if file.is_file() else None
+        there = size_of(file)
         is_as_named = any((found.get(file), there) == (sha256, size) and path in named for sha256, size, path in told)
         for sha256, size, record in told:
             if is_as_named and record not in named:
@@ -120,7 +128,7 @@ def kept_files(chain: Chain) -> dict[Path, tuple[str, str | None]]:
 def kept(chain: Chain, found: Mapping[Path, str | OSError]) -> Iterator[Finding]:
     """Check the sources, differences and package lists that the records name."""
     for file, (wanted, record) in kept_files(chain).items():
-        name = file.relative_to(chain.results).as_posix()
+        name = relative(file, chain.results)  # of a damaged record it may lie anywhere
         digest = found[file]
         if isinstance(digest, FileNotFoundError):
             yield Finding(Kind.MISSING, name, "a record names it", record)
@@ -191,7 +199,7 @@ def _in_caches(chain: Chain, above: Set[str]) -> list[Path]:
         path = chain.results / output
         if output.startswith((f"{chain.run}/", "/")) or ".." in path.parts:  # the latter of a damaged record
             continue
-        if path.is_dir():
+        if _is_folder(path):
             found.update(_below(path, chain.results, above))
         else:  # folders beside it are other outputs, of this run or another
             found.update(file for file in _listed(path.parent) if file.is_symlink() or not file.is_dir())
@@ -205,6 +213,13 @@ def _below(path: Path, results: Path, above: Set[str]) -> Iterator[Path]:
             yield from _below(inside, results, above)
     else:
         yield path
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that no file can have, from a damaged record
+        return False
 
 
 def _listed(folder: Path) -> list[Path]:

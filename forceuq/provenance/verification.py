@@ -108,10 +108,14 @@ def verify_bundle(archive: Path, root: str | None = None) -> Verification:
         verification.root, verification.jobs = ledger.root, len(ledger.records)
         if root not in (None, ledger.root):
             verification.faults.append(f"the root digest is {ledger.root}, not {root}")
-        _records(verification, chain, ledger)
-        _outputs(verification, folder, chain)
-        _workflow(verification, folder, chain, ledger)
         _configuration(verification, folder, ledger)
+        try:
+            _records(verification, chain, ledger)
+            _outputs(verification, folder, chain)
+            _workflow(verification, folder, chain, ledger)
+        except (OSError, ValueError) as error:
+            said = str(error).replace(f"{folder}/", "")
+            verification.faults.append(f"a record tells of a file that there cannot be ({said})")
     return verification
 
 

@@ -164,6 +164,32 @@ def test_a_record_with_other_params_is_named_whatever_they_are(tree: Tree, name:
         )
 
 
+@pytest.mark.parametrize("odd", ["/abs", "../..", "", "\0", "x" * 5000, "demo/tables"])
+@pytest.mark.parametrize("sealed_again", [False, True])
+def test_a_record_that_tells_of_places_that_cannot_be_is_named(tree: Tree, odd: str, sealed_again: bool) -> None:
+    path = tree.record(f"fit/{FIT}")
+    content = path.read_bytes()
+
+    def in_reference(values: dict) -> None:
+        values["inputs"][0]["record"].update(path=odd, digest=odd)
+
+    for change in (
+        lambda values: values["code"]["modules"].update(forceuq=odd),
+        lambda values: values["outputs"][0].update(path=odd, directory=False, files=None),
+        lambda values: values["outputs"][0]["files"][0].update(path=odd),
+        lambda values: values["inputs"][0].update(path=odd),
+        in_reference,
+    ):
+        if sealed_again:
+            reseal(path, change)
+        else:
+            values = orjson.loads(content)
+            change(values)
+            path.write_bytes(file_bytes(values))
+        assert (Kind.ALTERED, f"demo/records/fit/{FIT}.json") in {(f.kind, f.path) for f in audit(tree.run).findings}
+        path.write_bytes(content)
+
+
 def test_an_edited_record_does_not_hide_from_the_cells_by_what_it_says_it_is_of(tree: Tree) -> None:
     path = tree.record(f"metrics/{FIT}")
     values = orjson.loads(path.read_bytes())
