@@ -155,7 +155,8 @@ def _verdicts(chain: Chain, report: Report, hashed: Mapping[Path, str | OSError]
             cells = cells_of(chain, path, table, hashed)
         except DataError as error:
             # Its file or record is among the findings; the rest of the report must not be lost to it.
-            report.unchecked.append(f"the cells of {str(error).removeprefix(f'{chain.results}/')}")
+            said = str(error).removeprefix(f"{chain.results}/").removesuffix("; 'forceuq audit' says more")
+            report.unchecked.append(f"the cells of {said}")
             continue
         for cell in cells:
             faulty = frozenset(chain.lineage([cell.record], cell.only) & set(by_record) if by_record else ())
