@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from forceuq.errors import ConfigurationError, DataError
 from forceuq.provenance.audit import Report, audit
@@ -20,7 +21,7 @@ _HEADS = {
     Kind.ALTERED: "altered: not the bytes that were written",
     Kind.MISSING: "missing",
     Kind.UNACCOUNTED: "unaccounted: no record tells where they come from",
-    Kind.REMADE: "made from inputs that were made again since",
+    Kind.REMADE: "made again since the ledger was written, or from inputs that were made again since",
     Kind.CODE: "made by other code than today's",
     Kind.CONFIGURATION: "made under another configuration",
     Kind.DIRTY: "made from a tree with uncommitted changes",
@@ -68,7 +69,7 @@ def command(
 def _planned(run: Path, project: Path, configfiles: list[Path]) -> tuple[dict[str, dict[str, Any]] | None, str | None]:
     """Ask the workflow what today's configuration gives each job; or say why it cannot tell."""
     with tempfile.TemporaryDirectory() as folder:
-        files = [file.absolute() for file in configfiles]
+        files = [_readable(file).absolute() for file in configfiles]
         if not files:
             try:
                 configuration = read_ledger(run.parent, run.name).configuration
@@ -81,10 +82,22 @@ def _planned(run: Path, project: Path, configfiles: list[Path]) -> tuple[dict[st
         done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     if done.returncode:
         if configfiles:
-            raise ConfigurationError(f"the workflow cannot be planned:\n{done.stderr.strip()}")
+            # Of an error that Snakemake did not expect, the last line tells what it was.
+            reason = _last_line(done.stderr) if "Traceback" in done.stderr else f"\n{done.stderr.strip()}"
+            raise ConfigurationError(f"the workflow cannot be planned with --configfile: {reason}")
         return None, f"the workflow cannot be planned with that of the ledger ({_last_line(done.stderr)})"
     planned: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return planned, None
+
+
+def _readable(file: Path) -> Path:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{file}: cannot be read ({error}); give the run's configuration") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{file}: holds no keys with values; give the run's configuration")
+    return file
 
 
 def _last_line(text: str) -> str:

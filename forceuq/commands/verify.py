@@ -27,6 +27,11 @@ def command(
         verdict = f"{len(found.faults)} things are wrong" if found.faults else "verified"
         typer.echo(f"{found.run}: {verdict}. {found.files} files, {found.jobs} jobs")
         typer.echo(f"{found.absent} files that the records tell of are not in the archive")
+        if found.uncovered:
+            typer.echo(
+                f"{len(found.uncovered)} files of the workflow's definition have no record: they are held to the "
+                "metadata, not to the root (--json names them)"
+            )
         typer.echo(f"root: {found.root}")
     if found.faults:
         raise typer.Exit(1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from forceuq.errors import DataError
 from forceuq.provenance import checks
-from forceuq.provenance.cells import all_cells
+from forceuq.provenance.cells import addressed_tables, cells_of
 from forceuq.provenance.chain import Chain, load_chain
 from forceuq.provenance.code import code
 from forceuq.provenance.findings import GRAVE, Finding, Kind
@@ -95,14 +95,15 @@ def audit(
         raise DataError("there is no such run", file=run)
     chain = load_chain(run.parent, run.name)
     report = Report(run.name, _root(chain), jobs=len(chain.records))
-    hashed = [
-        (chain.results / name, size)
-        for name, (_, size, _) in checks.expected_files(chain).items()
+    hashed = {
+        chain.results / name: size
+        for name, told in checks.expected_files(chain).items()
+        for _, size, _ in told
         # A file of another size is another file; it need not be read.
-        if (chain.results / name).is_file() and (chain.results / name).stat().st_size == size
-    ]
-    report.files, report.size = len(hashed), sum(size for _, size in hashed)
-    found = digests([*(file for file, _ in hashed), *checks.kept_files(chain)], workers)
+        if checks.size_of(chain.results / name) == size
+    }
+    report.files, report.size = len(hashed), sum(hashed.values())
+    found = digests([*hashed, *checks.kept_files(chain)], workers)
     findings = set(
         concatenated(
             chain.findings,
@@ -118,14 +119,18 @@ def audit(
             () if planned is None else checks.configuration(chain, planned),
         )
     )
-    report.findings = sorted(findings, key=lambda f: (list(Kind).index(f.kind), f))
+    report.findings = sorted(findings, key=_order)
     if project is None:
         report.unchecked.append("whether the code is today's: no project given")
     if any(record.git.dirty is None for record in chain.records.values()):
         report.unchecked.append("whether the tree was clean: jobs ran outside of a repository")
-    _verdicts(chain, report)
+    _verdicts(chain, report, found)
     report.seconds = time.perf_counter() - began
     return report
+
+
+def _order(finding: Finding) -> tuple[int, str, str, str]:
+    return list(Kind).index(finding.kind), finding.path, finding.detail, finding.record or ""
 
 
 def _root(chain: Chain) -> str | None:
@@ -135,7 +140,7 @@ def _root(chain: Chain) -> str | None:
         return None
 
 
-def _verdicts(chain: Chain, report: Report) -> None:
+def _verdicts(chain: Chain, report: Report, hashed: Mapping[Path, str | OSError]) -> None:
     """Say of each result and table cell what is wrong anywhere in its lineage."""
     by_record: dict[str, list[Finding]] = defaultdict(list)
     for finding in report.findings:
@@ -145,8 +150,16 @@ def _verdicts(chain: Chain, report: Report) -> None:
         lineage = chain.lineage([path]) if by_record else set()
         report.results[name] = [finding for one in sorted(lineage & set(by_record)) for finding in by_record[one]]
     seen: dict[frozenset[str], list[Finding]] = {}
-    for cell in all_cells(chain):
-        faulty = frozenset(chain.lineage([cell.record], cell.only) & set(by_record) if by_record else ())
-        if faulty not in seen:
-            seen[faulty] = [finding for one in sorted(faulty) for finding in by_record[one]]
-        report.cells[cell.address] = seen[faulty]
+    for path, table in addressed_tables(chain):
+        try:
+            cells = cells_of(chain, path, table, hashed)
+        except DataError as error:
+            # Its file or record is among the findings; the rest of the report must not be lost to it.
+            said = str(error).removeprefix(f"{chain.results}/").removesuffix("; 'forceuq audit' says more")
+            report.unchecked.append(f"the cells of {said}")
+            continue
+        for cell in cells:
+            faulty = frozenset(chain.lineage([cell.record], cell.only) & set(by_record) if by_record else ())
+            if faulty not in seen:
+                seen[faulty] = [finding for one in sorted(faulty) for finding in by_record[one]]
+            report.cells[cell.address] = seen[faulty]

@@ -6,17 +6,23 @@ from pathlib import Path
 
 import yaml
 
-from forceuq.errors import DataError
+from forceuq.errors import ConfigurationError, DataError
 from forceuq.files import file_digest, whole_file
+from forceuq.provenance.archive import (
+    CONFIGURATION,
+    LOCKS,
+    RESULTS,
+    WORKFLOW,
+    BundledFile,
+    files_of_artefact,
+    locks_of,
+    scripts_of,
+)
 from forceuq.provenance.chain import Chain, load_chain
-from forceuq.provenance.crate import BundledFile, write_crate
-from forceuq.provenance.ledger import Ledger, read_ledger
+from forceuq.provenance.ledger import Ledger, named_records, read_ledger
 from forceuq.provenance.places import KEPT, LEDGER, RECORDS, Folder
-from forceuq.provenance.schema import Artefact
 from forceuq.provenance.withholding import withheld
 
-CONFIGURATION = "configuration.yaml"
-RESULTS = "results"
 # Folders of a run whose files are large: never in, and in only when asked.
 LARGE, PREDICTIONS = ("fits", "statistics"), "predictions"
 
@@ -54,8 +60,18 @@ def write_bundle(
         predictions: whether the predictions go in.
 
     Raises:
-        DataError: the run is not finished, or a file is not what its record says.
+        DataError: the run is not finished, a file is not what its record says, or the archive cannot be written.
+        ConfigurationError: the package that writes RO-Crates is not installed.
     """
+    try:
+        # Here only: whoever verifies or audits does without it.
+        from forceuq.provenance.crate import write_crate
+    except ImportError as error:
+        raise ConfigurationError(
+            f"an archive is written with a package that is not here ({error}); pip install 'forceuq[workflow]'"
+        ) from error
+    if output.is_dir():
+        raise DataError("is a folder; give the archive's file name with -o", file=output)
     results, run = folder.resolve().parent, folder.resolve().name
     ledger, chain = read_ledger(results, run), load_chain(results, run)
     _sound(chain, ledger)
@@ -66,30 +82,26 @@ def write_bundle(
         _add(bundle, results / path, f"{RESULTS}/{path}", "record of a job")
         _add_outputs(bundle, chain, path, predictions)
     _add_kept(bundle, chain, records)
-    for name in workflow:
-        _add(bundle, project / name, f"workflow/{name}", "the workflow's definition")
+    _add_workflow(bundle, chain, records, project, workflow)
     _add_lock(bundle, chain, records, project)
     with tempfile.TemporaryDirectory() as temporary:
         configuration = Path(temporary, CONFIGURATION)
         text = yaml.safe_dump(ledger.configuration, sort_keys=False, allow_unicode=True)
         configuration.write_text(text, encoding="utf-8")
         _add(bundle, configuration, CONFIGURATION, "every value of the run's configuration")
-        with whole_file(output) as archive:
-            write_crate(archive, chain, ledger, bundle.files, bundle.withheld, main=f"workflow/{workflow[0]}")
+        try:
+            with whole_file(output) as archive:
+                write_crate(archive, chain, ledger, bundle.files, bundle.withheld, main=f"{WORKFLOW}/{workflow[0]}")
+        except OSError as error:
+            raise DataError(f"cannot be written ({error})", file=output) from error
     return bundle
 
 
 def _sound(chain: Chain, ledger: Ledger) -> None:
-    if (path := f"{chain.run}/{LEDGER}") not in chain.makers:
-        raise DataError("has no record; run the workflow to its end", file=chain.results / path)
-    for finding in chain.findings:
-        if finding.record in ledger.records:
-            raise DataError(f"{finding.detail}; 'forceuq audit' says more", file=chain.results / finding.path)
-    for path, digest in ledger.records.items():
-        record = chain.records.get(path)
-        if record is None:
+    for path, named in named_records(chain, ledger).items():
+        if path not in chain.records:
             raise DataError("is missing; 'forceuq audit' says more", file=chain.results / path)
-        if record.digest != digest:
+        if chain.records[path].digest != named.digest:
             raise DataError(
                 "is not the one that the run's ledger names: its job ran again since; run the workflow to its end",
                 file=chain.results / path,
@@ -122,13 +134,6 @@ def _add_outputs(bundle: Bundle, chain: Chain, path: str, predictions: bool) -> 
                 _add(bundle, chain.results / name, f"{RESULTS}/{name}", f"output of {record.rule}", sha256)
 
 
-def files_of_artefact(artefact: Artefact) -> dict[str, str]:
-    """Return the files of an output, relative to the results folder -> SHA-256."""
-    if artefact.files is None:
-        return {artefact.path: artefact.sha256}
-    return {f"{artefact.path}/{file.path}": file.sha256 for file in artefact.files}
-
-
 def _add_kept(bundle: Bundle, chain: Chain, records: list[str]) -> None:
     """Add the sources, differences to the commit and package lists that the records name by their digests."""
     wanted = set()
@@ -142,13 +147,28 @@ def _add_kept(bundle: Bundle, chain: Chain, records: list[str]) -> None:
         _add(bundle, source, f"{RESULTS}/{name}", "source or package list, by its digest", digest)
 
 
+def _add_workflow(bundle: Bundle, chain: Chain, records: list[str], project: Path, workflow: tuple[str, ...]) -> None:
+    """Add the workflow's definition, with its scripts as the jobs ran them."""
+    scripts = scripts_of(chain.records[path] for path in records)
+    for name in workflow:
+        ran, what, file = scripts.get(name, {}), "the workflow's definition", project / name
+        if not ran or (file.is_file() and file_digest(file) in ran):
+            _add(bundle, file, f"{WORKFLOW}/{name}", what)
+        elif len(ran) == 1:
+            ((digest, folder),) = ran.items()
+            source = Folder(chain.results, folder).records / KEPT / digest
+            _add(bundle, source, f"{WORKFLOW}/{name}", what, digest)
+        else:
+            bundle.left_out.append(
+                f"{WORKFLOW}/{name} (changed while the run was made; the records hold what each ran)"
+            )
+
+
 def _add_lock(bundle: Bundle, chain: Chain, records: list[str], project: Path) -> None:
     """Add the lock files that the jobs found, if they are still those."""
-    locks = {(s.lock, s.lock_sha256) for path in records if (s := chain.records[path].software).lock}
-    names = [name for name, _ in locks]
-    for name, sha256 in sorted(locks, key=str):
-        file = project / "envs" / str(name)
-        if names.count(name) == 1 and file.is_file() and file_digest(file) == sha256:
-            _add(bundle, file, f"envs/{name}", "versions of all packages", sha256)
+    for name, found in sorted(locks_of(chain.records[path] for path in records).items()):
+        file = project / LOCKS / name
+        if len(found) == 1 and file.is_file() and file_digest(file) in found:
+            _add(bundle, file, f"{LOCKS}/{name}", "versions of all packages", *found)
         else:
-            bundle.left_out.append(f"envs/{name} (changed since; the records hold each job's package list)")
+            bundle.left_out.append(f"{LOCKS}/{name} (changed since; the records hold each job's package list)")

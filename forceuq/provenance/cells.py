@@ -1,16 +1,19 @@
 """Addresses of table cells, and the jobs that a single cell follows from."""
 
 import csv
+import io
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from forceuq.configuration.benchmark import nearest
 from forceuq.errors import DataError
 from forceuq.provenance.chain import Chain, Selection
-from forceuq.provenance.schema import Record
+from forceuq.provenance.digests import bytes_digest
+from forceuq.provenance.schema import Artefact, Record
 from forceuq.tables import CALIBRATION_LABELS, TABLE2_METRICS
 
 Row = dict[str, str]
@@ -48,17 +51,52 @@ class Cell:
         return f"{self.table}:{','.join([*(names[0] for names in self.row), self.column[0]])}"
 
 
-def all_cells(chain: Chain) -> Iterator[Cell]:
-    """Yield every cell of the run's tables whose origin is known cell by cell.
-
-    Tables that cannot be read, or are not as their jobs wrote them, have none: the audit names their files.
-    """
+def addressed_tables(chain: Chain) -> Iterator[tuple[str, Artefact]]:
+    """Yield (record, output) of each table of the run whose cells have addresses."""
     for path, record in chain.records.items():
         for output in record.outputs:
-            name = Path(output.path).name
-            if record.run == chain.run and name.endswith(".csv") and (find := _TABLES.get(name[:-4])) is not None:
-                rows = _rows(chain.results / output.path)
-                yield from find(chain, path, rows)
+            if record.run == chain.run and output.path.endswith(".csv") and _name(output) in _TABLES:
+                yield path, output
+
+
+def cells_of(
+    chain: Chain, path: str, table: Artefact, found: Mapping[Path, str | OSError] = MappingProxyType({})
+) -> list[Cell]:
+    """Return the cells of a table that is as its job wrote it.
+
+    Args:
+        chain: the records.
+        path: record of the table's job.
+        table: its output.
+        found: SHA-256 of files that were hashed already, or why they cannot be read.
+
+    Raises:
+        DataError: the table is another, cannot be read, or its record does not fit it: no cell of it can be told.
+    """
+    file = chain.results / table.path
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read ({error}); 'forceuq audit' says more", file=file) from error
+    if (digest := found.get(file) or bytes_digest(content)) != table.sha256:
+        raise DataError(
+            f"is not as its job wrote it: SHA-256 {digest}, not {table.sha256}; 'forceuq audit' says more", file=file
+        )
+    try:
+        cells = list(_TABLES[_name(table)](chain, path, _rows(content)))
+        for cell in cells:
+            for name in itertools.chain(*cell.row, cell.column):
+                _normalised(name)
+    # Rows and params lead on unchecked: only jobs write them. Of an edited record they may hold anything.
+    except (LookupError, TypeError, ValueError, AttributeError, csv.Error) as error:
+        raise DataError(
+            f"has no cells that its record ({path}) tells of ({error!r}); 'forceuq audit' says more", file=file
+        ) from error
+    return cells
+
+
+def _name(table: Artefact) -> str:
+    return Path(table.path).stem
 
 
 def find_cells(chain: Chain, address: str) -> list[Cell]:
@@ -68,20 +106,29 @@ def find_cells(chain: Chain, address: str) -> list[Cell]:
     all calibrations where none is given, and of labels like "BLL, nlml" all that begin with "BLL" where that is given.
 
     Raises:
-        DataError: an unknown table or cell, with the nearest that there are.
+        DataError: an unknown table or cell, with the nearest that there are; a table that is not as its job wrote it.
     """
     table, _, wanted = address.partition(":")
+    faults: dict[str, DataError] = {}
     cells: dict[str, list[Cell]] = {}
     short: dict[str, list[Cell]] = {}
     shown: dict[str, list[str]] = {}
-    for cell in all_cells(chain):
-        shown.setdefault(cell.table, []).append(cell.address)
-        if cell.table == table:
-            for name in _spellings([*cell.row, cell.column]):
-                cells.setdefault(name, []).append(cell)
-            for name in _spellings([*((names[0].split(",")[0],) for names in cell.row), cell.column]):
-                short.setdefault(name, []).append(cell)
+    for path, output in addressed_tables(chain):
+        try:
+            of_table = cells_of(chain, path, output)
+        except DataError as error:
+            faults[_name(output)] = error  # of no matter to the other tables
+            continue
+        for cell in of_table:
+            shown.setdefault(cell.table, []).append(cell.address)
+            if cell.table == table:
+                for name in _spellings([*cell.row, cell.column]):
+                    cells.setdefault(name, []).append(cell)
+                for name in _spellings([*((names[0].split(",")[0],) for names in cell.row), cell.column]):
+                    short.setdefault(name, []).append(cell)
     if table not in shown:
+        if table in faults:
+            raise faults[table]
         raise DataError(f"the run '{chain.run}' has no table '{table}' with addresses; {nearest(table, shown)}")
     found = cells.get(_normalised(wanted)) or short.get(_normalised(wanted))
     if found is None:
@@ -103,12 +150,12 @@ def _normalised(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"\s*,\s*", ",", text.strip().lower()))
 
 
-def _rows(file: Path) -> list[Row]:
-    try:
-        with file.open(encoding="utf-8", newline="") as handle:
-            return list(csv.DictReader(handle))
-    except (OSError, ValueError, csv.Error):
-        return []
+def _rows(content: bytes) -> list[Row]:
+    rows = list(csv.DictReader(io.StringIO(content.decode(), newline=""), strict=True))
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number} is not as long as the header")
+    return rows
 
 
 def _named(labels: dict[str, str], shown: str) -> Iterator[str]:
@@ -140,12 +187,15 @@ def _table2(chain: Chain, path: str, rows: list[Row]) -> Iterator[Cell]:
 
 
 def _metrics_of(chain: Chain, merge: str, dataset: str, method: str, split: str) -> Iterator[str]:
+    edited = {finding.record for finding in chain.findings}
     for artefact, maker in chain.made_from(merge):
         if artefact.name != "metrics" or maker is None:
             continue
         measured = chain.records[maker]
-        of = measured.wildcards
-        if (of.get("dataset"), of.get("method")) == (dataset, method) and split in measured.params["splits"]:
+        of, splits = measured.wildcards, measured.params.get("splits")
+        mine = (of.get("dataset"), of.get("method")) == (dataset, method)
+        # What an edited record says it is of may be part of the edit: any cell may follow from it.
+        if maker in edited or (mine and (not isinstance(splits, list) or split in splits)):
             yield artefact.path
 
 

@@ -105,10 +105,17 @@ def load_chain(results: Path, run: str) -> Chain:
             reference = artefact.record
             if reference is not None and reference.path not in seen:
                 seen.add(reference.path)
-                if (results / reference.path).exists():
+                if _exists(results / reference.path):
                     waiting.append(reference.path)
     _load_older(chain)
     return chain
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.exists()
+    except OSError:  # a name that is too long, from a damaged record
+        return False
 
 
 def _load(chain: Chain, path: str) -> Record | None:
@@ -124,6 +131,23 @@ def _load(chain: Chain, path: str) -> Record | None:
         return None
 
 
+def older_record(chain: Chain, path: str, digest: str) -> Record | None:
+    """Return the record that a job had before it ran again, held to its digest; None: there is none that is whole.
+
+    Args:
+        chain: the records.
+        path: where the job's present record lies.
+        digest: of the older one.
+    """
+    if digest in chain.older:
+        return chain.older[digest]
+    try:
+        record = read_record(Folder(chain.results, path.partition("/")[0]).records / SUPERSEDED / f"{digest}.json")
+    except DataError:
+        return None
+    return record if record.digest == digest else None
+
+
 def _load_older(chain: Chain) -> None:
     """Read the older records that present ones, or older ones in turn, name."""
     waiting = [artefact.record for record in chain.records.values() for artefact in record.inputs]
@@ -136,7 +160,7 @@ def _load_older(chain: Chain) -> None:
             continue
         folder = Folder(chain.results, reference.path.partition("/")[0])
         file = folder.records / SUPERSEDED / f"{reference.digest}.json"
-        if not file.exists():
+        if not _exists(file):
             continue
         try:
             record = read_record(file)

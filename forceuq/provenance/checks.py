@@ -1,45 +1,62 @@
 """The single checks of an audit; each yields what it finds."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from forceuq.errors import DataError
-from forceuq.provenance.chain import Chain
+from forceuq.provenance.chain import Chain, older_record
 from forceuq.provenance.digests import MARKERS, tree_digest
 from forceuq.provenance.findings import Finding, Kind
 from forceuq.provenance.ledger import read_ledger
-from forceuq.provenance.places import KEPT, LEDGER, MADE, RECORDS, SUPERSEDED, Folder, read_made
+from forceuq.provenance.places import KEPT, LEDGER, MADE, RECORDS, SUPERSEDED, Folder, read_made, relative
 from forceuq.provenance.schema import Artefact, Record, read_record
 
 # What a run's folder holds beside results: nothing there is a number that anyone reads.
 BOOKKEEPING = frozenset({"logs", "benchmarks", "checkpoints", RECORDS})
 
 
-def expected_files(chain: Chain) -> dict[str, tuple[str, int, str]]:
-    """Return path -> (SHA-256, size, record) of every file that the records tell of, kept texts among them."""
-    expected = {}
+def expected_files(chain: Chain) -> dict[str, list[tuple[str, int, str]]]:
+    """Return path -> (SHA-256, size, record) of every file that the records tell of, once for each that does."""
+    expected: dict[str, list[tuple[str, int, str]]] = {}
     for path, record in chain.records.items():
         inputs = [artefact for artefact in record.inputs if artefact.record is None]
         for artefact in (*inputs, *record.outputs):
             if artefact.directory:
                 for file in artefact.files or ():
-                    expected[f"{artefact.path}/{file.path}"] = (file.sha256, file.size, path)
+                    expected.setdefault(f"{artefact.path}/{file.path}", []).append((file.sha256, file.size, path))
             else:
-                expected[artefact.path] = (artefact.sha256, artefact.size, path)
+                expected.setdefault(artefact.path, []).append((artefact.sha256, artefact.size, path))
     return expected
+
+
+def size_of(file: Path) -> int | None:
+    """Return the size of a file in bytes; None: there is none."""
+    try:
+        return file.stat().st_size if file.is_file() else None
+    except OSError:  # a name that no file can have, from a damaged record
+        return None
 
 
 def files(chain: Chain, found: Mapping[Path, str | OSError]) -> Iterator[Finding]:
     """Check that every file is as the records tell; ``found`` has the digests of those whose size is right."""
-    for name, (sha256, size, record) in expected_files(chain).items():
+    try:
+        named = {*read_ledger(chain.results, chain.run).records, chain.makers.get(f"{chain.run}/{LEDGER}")}
+    except DataError:
+        named = set(chain.records)
+    for name, told in expected_files(chain).items():
         file = chain.results / name
-        if not file.is_file():
-            yield Finding(Kind.MISSING, name, f"SHA-256 {sha256}, {size} bytes expected", record)
-        elif (there := file.stat().st_size) != size:
-            yield Finding(Kind.ALTERED, name, f"has {there} bytes, {size} expected", record)
-        elif (digest := found[file]) != sha256:
-            yield Finding(Kind.ALTERED, name, f"has SHA-256 {digest}, {sha256} expected", record)
+        there = size_of(file)
+        is_as_named = any((found.get(file), there) == (sha256, size) and path in named for sha256, size, path in told)
+        for sha256, size, record in told:
+            if is_as_named and record not in named:
+                continue  # left from another configuration, as ``ledger`` says: another job made this file since
+            if there is None:
+                yield Finding(Kind.MISSING, name, f"SHA-256 {sha256}, {size} bytes expected", record)
+            elif there != size:
+                yield Finding(Kind.ALTERED, name, f"has {there} bytes, {size} expected", record)
+            elif (digest := found[file]) != sha256:
+                yield Finding(Kind.ALTERED, name, f"has SHA-256 {digest}, {sha256} expected", record)
 
 
 def links(chain: Chain) -> Iterator[Finding]:
@@ -111,7 +128,7 @@ def kept_files(chain: Chain) -> dict[Path, tuple[str, str | None]]:
 def kept(chain: Chain, found: Mapping[Path, str | OSError]) -> Iterator[Finding]:
     """Check the sources, differences and package lists that the records name."""
     for file, (wanted, record) in kept_files(chain).items():
-        name = file.relative_to(chain.results).as_posix()
+        name = relative(file, chain.results)  # of a damaged record it may lie anywhere
         digest = found[file]
         if isinstance(digest, FileNotFoundError):
             yield Finding(Kind.MISSING, name, "a record names it", record)
@@ -152,32 +169,64 @@ def older(chain: Chain) -> Iterator[Finding]:
 def accounted(chain: Chain) -> Iterator[Finding]:
     """Find files that no record tells of: in the run's folder, and in those of the caches that it used."""
     expected = set(expected_files(chain))
+    known = expected | set(chain.records)
+    # Folders that may lie elsewhere behind a link. Any other link to a folder is not looked through: it is itself more
+    # than what the records tell of, and may lead anywhere.
+    above = {parent.as_posix() for name in known for parent in PurePosixPath(name).parents}
     run = Folder(chain.results, chain.run)
-    present = set(chain.records)
-    for file in sorted(run.path.rglob("*")):
-        name = file.relative_to(chain.results).as_posix()
-        parts = file.relative_to(run.path).parts
-        if parts[0] in BOOKKEEPING - {RECORDS} or file.is_dir() or file.name in MARKERS:
+    for top in _listed(run.path):
+        if top.name in BOOKKEEPING - {RECORDS}:
             continue
-        if parts[0] == RECORDS:
-            if name not in present and (len(parts) < 2 or parts[1] not in (MADE, KEPT, SUPERSEDED)):
-                yield Finding(Kind.UNACCOUNTED, name, "is no record that can be read")
-        elif name not in expected:
-            yield Finding(Kind.UNACCOUNTED, name, "no record tells what made it")
-    folders = set()
-    for output in chain.makers:
-        if not output.startswith(f"{chain.run}/"):
-            path = chain.results / output
-            folders.add(path if path.is_dir() else path.parent)
-    # A damaged record may tell of folders that are not there.
-    for folder in sorted(filter(Path.is_dir, folders)):
-        for file in sorted(folder.iterdir()):
+        for file in _below(top, chain.results, above):
             name = file.relative_to(chain.results).as_posix()
-            if file.is_dir() or file.name in MARKERS or name in expected:
+            if name in known or file.name in MARKERS:
                 continue
-            if _noted(chain.results, name):
-                continue  # another run's
+            if top.name != RECORDS:
+                yield Finding(Kind.UNACCOUNTED, name, "no record tells what made it")
+            elif file.relative_to(top).parts[:1] not in ((MADE,), (KEPT,), (SUPERSEDED,)):
+                yield Finding(Kind.UNACCOUNTED, name, "is no record that can be read")
+    for file in _in_caches(chain, above):
+        name = file.relative_to(chain.results).as_posix()
+        # What has a note of its own is another run's.
+        if name not in expected and file.name not in MARKERS and not _noted(chain.results, name):
             yield Finding(Kind.UNACCOUNTED, name, "no record tells what made it")
+
+
+def _in_caches(chain: Chain, above: Set[str]) -> list[Path]:
+    """Return what lies in directories that jobs of the caches made, and beside the files that they made."""
+    found: set[Path] = set()
+    for output in chain.makers:
+        path = chain.results / output
+        if output.startswith((f"{chain.run}/", "/")) or ".." in path.parts:  # the latter of a damaged record
+            continue
+        if _is_folder(path):
+            found.update(_below(path, chain.results, above))
+        else:  # folders beside it are other outputs, of this run or another
+            found.update(file for file in _listed(path.parent) if file.is_symlink() or not file.is_dir())
+    return sorted(file for file in found if file.relative_to(chain.results).as_posix() not in above)
+
+
+def _below(path: Path, results: Path, above: Set[str]) -> Iterator[Path]:
+    """Yield a file, or a directory's files and those links to other directories that need not be there."""
+    if path.is_dir() and (not path.is_symlink() or path.relative_to(results).as_posix() in above):
+        for inside in _listed(path):
+            yield from _below(inside, results, above)
+    else:
+        yield path
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that no file can have, from a damaged record
+        return False
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # a damaged record may tell of folders that are not there
+        return []
 
 
 def _noted(results: Path, name: str) -> bool:
@@ -240,17 +289,24 @@ def ledger(chain: Chain, root: str | None) -> Iterator[Finding]:
         present = chain.records.get(path)
         if present is None:
             yield Finding(Kind.MISSING, path, f"the ledger names the record, with digest {digest}", path)
-        elif present.digest != digest and digest not in chain.older and not _superseded(chain, path, digest):
-            yield Finding(Kind.ALTERED, path, f"the record has digest {present.digest}, the ledger {digest}", path)
+        elif present.digest != digest:
+            yield from _ran_again(present, older_record(chain, path, digest), path, digest, root)
     for path, record in chain.records.items():
-        if record.run == chain.run and path not in found.records and not _makes(record, name):
+        # The ledger cannot name the record of its own job. That may tell of nothing else, or anything could hide there.
+        is_own = [output.path for output in record.outputs] == [name]
+        if record.run == chain.run and path not in found.records and not is_own:
             detail = "the ledger does not name it: it is left from another configuration of this run"
             yield Finding(Kind.CONFIGURATION, path, detail, path)
 
 
-def _superseded(chain: Chain, path: str, digest: str) -> bool:
-    return (Folder(chain.results, path.partition("/")[0]).records / SUPERSEDED / f"{digest}.json").exists()
-
-
-def _makes(record: Record, path: str) -> bool:
-    return any(output.path == path for output in record.outputs)
+def _ran_again(present: Record, older: Record | None, path: str, digest: str, root: str | None) -> Iterator[Finding]:
+    """Say what it means that a record is not the one that the ledger names, with that digest."""
+    if older is None:
+        yield Finding(Kind.ALTERED, path, f"the record has digest {present.digest}, the ledger {digest}", path)
+    elif root is not None:
+        # Anyone can set the true record aside and write another: what was published covers that one alone.
+        detail = f"the root covers the job's record with digest {digest}; there is a later one, with {present.digest}"
+        yield Finding(Kind.ALTERED, path, detail, path)
+    elif {(o.path, o.sha256) for o in present.outputs} != {(o.path, o.sha256) for o in older.outputs}:
+        detail = "its job ran again since the ledger was written, and made something else; run the workflow to its end"
+        yield Finding(Kind.REMADE, path, detail, path)

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ import pandas as pd
 
 from forceuq.differences import Change, value_changes
 from forceuq.errors import DataError, ForceUQError
+from forceuq.files import file_digest
 from forceuq.metric_tables import read_frame
 from forceuq.provenance.chain import Chain, load_chain
-from forceuq.provenance.ledger import read_ledger
+from forceuq.provenance.ledger import named_records, read_ledger
 from forceuq.provenance.places import Folder, kept
+from forceuq.provenance.schema import Record
 from forceuq.source_code import analyse_bytes
 from forceuq.tables import aggregate
 
+METRICS = "metrics.parquet"
 _KEYS = ["dataset", "split", "method", "calibration", "metric"]
 _IDENTITY = re.compile(r"-[0-9a-f]{8}(?=/|$)")
 
@@ -59,7 +63,7 @@ def compare_runs(first: Path, second: Path) -> Comparison:
     """Compare two finished runs by their folders, of one results folder or of two.
 
     Raises:
-        DataError: a run is not finished, or its ledger, a record or its metrics are damaged.
+        DataError: a run is not finished, or its ledger, a record or its metrics are not what was written.
     """
     facts = [_facts(folder) for folder in (first, second)]
     changes = {name: list(value_changes("", facts[0][name], facts[1][name])) for name in facts[0]}
@@ -70,15 +74,13 @@ def _facts(folder: Path) -> dict[str, dict[str, Any]]:
     results, run = folder.resolve().parent, folder.resolve().name
     ledger = read_ledger(results, run)
     chain = load_chain(results, run)
-    missing = [path for path in ledger.records if path not in chain.records]
-    if missing:
-        raise DataError("is missing or damaged: 'forceuq audit' says more", file=results / missing[0])
+    records = named_records(chain, ledger)
+    _as_made(results, f"{run}/{METRICS}", records)
     sources: dict[str, str] = {}
     packages: dict[str, set[str]] = defaultdict(set)
     machines: dict[str, set[str]] = defaultdict(set)
     modules: dict[str, dict[str, str]] = defaultdict(dict)  # name -> digest of a kept source -> folder that keeps it
-    for path in sorted(ledger.records):
-        record = chain.records[path]
+    for _, record in sorted(records.items()):
         if not record.inputs:
             sources.update({_IDENTITY.sub("", output.path): output.sha256 for output in record.outputs})
         for name, version in {**record.software.versions, "python": record.software.python}.items():
@@ -96,6 +98,22 @@ def _facts(folder: Path) -> dict[str, dict[str, Any]]:
         "packages": _joined(packages),
         "machines": _joined(machines),
     }
+
+
+def _as_made(results: Path, name: str, records: Mapping[str, Record]) -> None:
+    """Hold a file to the record that the run's ledger leads to."""
+    file = results / name
+    made = [output.sha256 for record in records.values() for output in record.outputs if output.path == name]
+    if not made:
+        raise DataError("is told of by no record that the run's ledger names; 'forceuq audit' says more", file=file)
+    try:
+        digest = file_digest(file)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error}); 'forceuq audit' says more", file=file) from error
+    if made != [digest]:
+        raise DataError(
+            f"is not what its job made: SHA-256 {digest}, not {', '.join(made)}; 'forceuq audit' says more", file=file
+        )
 
 
 def _meaning(chain: Chain, digest: str, run: str, name: str) -> str:
@@ -117,8 +135,7 @@ def _plain(value: Any) -> Any:
 
 def _metrics(first: Path, second: Path) -> pd.DataFrame:
     frames = [
-        aggregate(read_frame(folder / "metrics.parquet", "metrics"))[[*_KEYS, "mean", "std", "n"]]
-        for folder in (first, second)
+        aggregate(read_frame(folder / METRICS, "metrics"))[[*_KEYS, "mean", "std", "n"]] for folder in (first, second)
     ]
     frame = frames[0].merge(frames[1], on=_KEYS, how="outer", suffixes=("_first", "_second"))
     means = frame[["mean_first", "mean_second"]].astype(float)

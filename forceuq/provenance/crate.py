@@ -2,13 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
+from forceuq.provenance.archive import BundledFile
 from forceuq.provenance.chain import Chain
 from forceuq.provenance.ledger import Ledger
 from forceuq.provenance.schema import Artefact, Record
@@ -39,17 +39,6 @@ MEDIA_TYPES = {
     ".txt": "text/plain",
     ".yaml": "application/yaml",
 }
-
-
-@dataclass(frozen=True)
-class BundledFile:
-    """A file of an archive: its name there, where it lies now, and what it is."""
-
-    name: str
-    source: Path
-    sha256: str
-    size: int
-    what: str
 
 
 def write_crate(

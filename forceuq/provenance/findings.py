@@ -13,7 +13,7 @@ class Kind(StrEnum):
     UNACCOUNTED = "unaccounted"
     """It is among the results, and no record tells what made it."""
     REMADE = "remade"
-    """It was made from an input that has been made again since, with other content."""
+    """It, or an input that it was made from, has been made again since, with other content."""
     CODE = "code"
     """It was made by other code than today's."""
     CONFIGURATION = "configuration"
@@ -26,7 +26,7 @@ GRAVE = frozenset({Kind.ALTERED, Kind.MISSING, Kind.UNACCOUNTED})
 """What no honest run leaves behind; the others say that results are not today's."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Finding:
     """Something wrong.
 

@@ -28,3 +28,5 @@ def _digest(path: Path) -> str | OSError:
         return file_digest(path)
     except OSError as error:
         return error
+    except ValueError as error:  # a name that no file can have, from a damaged record
+        return OSError(str(error))

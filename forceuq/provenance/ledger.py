@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from forceuq.errors import DataError
-from forceuq.provenance.chain import load_chain
+from forceuq.provenance.chain import Chain, load_chain, older_record
 from forceuq.provenance.places import LEDGER, Folder, folder_of_log, relative
-from forceuq.provenance.schema import read_sealed, write_sealed
+from forceuq.provenance.schema import Record, read_sealed, write_sealed
 
 SCHEMA = "forceuq.ledger"
 VERSION = 1
@@ -83,4 +83,44 @@ def read_ledger(results: Path, run: str) -> Ledger:
     values = read_sealed(path)
     if (values.get("schema"), values.get("version")) != (SCHEMA, VERSION):
         raise DataError(f"is no ledger that this code reads ({SCHEMA} {VERSION})", file=path)
-    return Ledger(values["digest"], yaml.safe_load(values["configuration"]), values["records"])
+    remedy = "remove it and run the workflow to its end"
+    try:
+        configuration = yaml.safe_load(values["configuration"])
+    except (KeyError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise DataError(f"holds no configuration that can be read ({error!r}); {remedy}", file=path) from error
+    records = values.get("records")
+    if not isinstance(configuration, dict):
+        raise DataError(f"its configuration is no mapping of keys; {remedy}", file=path)
+    if not isinstance(records, dict) or not all(isinstance(digest, str) for digest in records.values()):
+        raise DataError(f"names no records by their digests; {remedy}", file=path)
+    return Ledger(values["digest"], configuration, records)
+
+
+def named_records(chain: Chain, ledger: Ledger) -> dict[str, Record]:
+    """Return the records that a run's ledger names, by their paths, each the very one.
+
+    Of a job that ran again since it is the older one, which was set aside.
+
+    Args:
+        chain: the records.
+        ledger: of the run.
+
+    Raises:
+        DataError: a record is missing, edited or another; or the ledger itself has none.
+    """
+    if (path := f"{chain.run}/{LEDGER}") not in chain.makers:
+        raise DataError("has no record; run the workflow to its end", file=chain.results / path)
+    for finding in chain.findings:
+        if finding.record in ledger.records:
+            raise DataError(f"{finding.detail}; 'forceuq audit' says more", file=chain.results / finding.path)
+    named = {}
+    for path, digest in ledger.records.items():
+        present = chain.records.get(path)
+        record = present if present and present.digest == digest else older_record(chain, path, digest)
+        if record is None:
+            what = (
+                "is missing" if present is None else f"has digest {present.digest}, and the run's ledger names {digest}"
+            )
+            raise DataError(f"{what}; 'forceuq audit' says more", file=chain.results / path)
+        named[path] = record
+    return named

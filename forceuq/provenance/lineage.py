@@ -89,11 +89,12 @@ def source_of(record: Record) -> dict[str, Any] | None:
     if record.inputs:
         return None
     digests = {output.path: output.sha256 for output in record.outputs}
-    if "source" in record.params:
-        source = record.params["source"]
-        url = record.facts.get("url", ", ".join(source["urls"]))
+    source = record.params.get("source")
+    # Of an edited record it may be anything; the audit names that record.
+    if isinstance(source, dict):
+        url = record.facts.get("url", ", ".join(map(str, source.get("urls") or ())))
         return {
-            "url": url,
+            "url": str(url),
             "doi": source.get("doi"),
             "licence": source.get("licence"),
             "filename": source.get("filename"),
@@ -122,7 +123,7 @@ def summary(lineage: Lineage) -> dict[str, list[str]]:
         return [output.path for record in records if record.rule in rules for output in record.outputs]
 
     return {
-        "seeds": sorted({str(record.seed) for record in records if record.rule == "fit"}, key=int),
+        "seeds": [str(seed) for seed in sorted({r.seed for r in records if r.rule == "fit" and r.seed is not None})],
         "fits": outputs("fit"),
         "caches": outputs("features"),
         "weights": outputs("download_weights", "train_backbone"),

@@ -108,8 +108,11 @@ def read_made(results: Path, name: str) -> Made | None:
         DataError: the note was damaged or edited.
     """
     path = note_of(results, name)
-    if path is None or not path.exists():
-        return None
+    try:
+        if path is None or not path.exists():
+            return None
+    except OSError as error:  # a name that no file can have, from a damaged record
+        raise DataError(f"cannot be read ({error})", file=path) from error
     try:
         values = read_sealed(path)
         return Made(values["record"], {key: Stat(**stat) for key, stat in values["stats"].items()})

@@ -1,7 +1,11 @@
 """A run as an archive: what is in it, what must not be, and that any change to it is found."""
 
 import json
+import os
+import random
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,19 +14,23 @@ from typing import Any
 
 import pytest
 import rocrate
-from toy_runs import STRUCTURES, Toy
+from toy_runs import LOCK, STRUCTURES, Toy
 from typer.testing import CliRunner
 
 from forceuq.commands import app
 from forceuq.errors import DataError
 from forceuq.files import file_digest
+from forceuq.provenance.audit import audit
 from forceuq.provenance.bundle import Bundle, write_bundle
+from forceuq.provenance.comparison import compare_runs
+from forceuq.provenance.digests import bytes_digest
 from forceuq.provenance.ledger import read_ledger
+from forceuq.provenance.schema import file_bytes, sealed
 from forceuq.provenance.verification import verify_bundle
 
 
 def bundle(toy: Toy, archive: Path, *, predictions: bool = False) -> Bundle:
-    workflow = ("Snakefile", "rules/data.smk")
+    workflow = ("Snakefile", "rules/data.smk", "workflow_scripts/run.py")
     return write_bundle(toy.results / "a", archive, project=toy.project, workflow=workflow, predictions=predictions)
 
 
@@ -54,6 +62,8 @@ def test_it_holds_results_records_configuration_and_workflow(archive: Path, fini
         "configuration.yaml",
         "workflow/Snakefile",
         "workflow/rules/data.smk",
+        "workflow/workflow_scripts/run.py",
+        LOCK,
         "results/a/metrics.parquet",
         "results/a/tables/table2.md",
         "results/a/ledger.json",
@@ -113,6 +123,7 @@ def test_an_archive_is_verified_without_the_project(archive: Path, tmp_path: Pat
     assert (found.run, found.jobs) == ("a", 6 + 12 + 2)
     # Raw files and structures, fits, predictions that may not be passed on.
     assert found.absent == 6 + 6 + 4
+    assert found.uncovered == ["workflow/Snakefile", "workflow/rules/data.smk"]
     assert verify_bundle(archive, root="0" * 64).faults == [f"the root digest is {found.root}, not {'0' * 64}"]
 
 
@@ -150,6 +161,143 @@ def test_an_edit_with_a_new_checksum_in_the_metadata_is_found(archive: Path, tmp
 def file_digest_of(content: bytes, folder: Path) -> str:
     (folder / "content").write_bytes(content)
     return file_digest(folder / "content")
+
+
+def put(files: dict[str, bytes], name: str, content: bytes) -> None:
+    """Put a file into an archive, and into its metadata."""
+    metadata = json.loads(files["ro-crate-metadata.json"])
+    facts = {"@id": name, "@type": "File", "sha256": bytes_digest(content)}
+    metadata["@graph"] = [entity for entity in metadata["@graph"] if entity["@id"] != name] + [facts]
+    files.update({name: content, "ro-crate-metadata.json": json.dumps(metadata).encode()})
+
+
+def with_another_table(files: dict[str, bytes], record: str, target: str) -> None:
+    """Add a table, and a record that tells of it, made from another record."""
+    put(files, "results/a/tables/new.md", b"| better |")
+    values = json.loads(files[f"results/a/records/{record}.json"])
+    del values["digest"]
+    output = {"path": "a/tables/new.md", "sha256": bytes_digest(b"| better |"), "size": 10}
+    added = {**values["outputs"][0], **output}
+    values["outputs"] = [*values["outputs"], added] if record == target else [added]
+    put(files, f"results/a/records/{target}.json", file_bytes(sealed(values)))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (
+            lambda files: with_another_table(files, "table2/x", "table2/new"),
+            "results/a/records/table2/new.json: the ledger does not name it: it was added",
+        ),
+        (
+            lambda files: with_another_table(files, "ledger", "ledger"),
+            "results/a/records/ledger.json: the ledger does not name it: it was added",
+        ),
+        (
+            lambda files: put(files, "results/cache/records/x.json", files["results/a/records/table2/x.json"]),
+            "results/cache/records/x.json: no record tells of it",
+        ),
+        (lambda files: put(files, "results/a/records/.kept/x", b""), "results/a/records/.kept/x: no record tells"),
+        (lambda files: put(files, "README.md", b"better"), "README.md: belongs to no part of an archive"),
+        (
+            lambda files: put(files, "workflow/workflow_scripts/run.py", b"print(2)"),
+            "workflow/workflow_scripts/run.py: not the script that the jobs of the run ran",
+        ),
+        (lambda files: put(files, LOCK, b"a==2\n"), f"{LOCK}: not a lock file that the jobs of the run found"),
+        (lambda files: put(files, "envs/x.txt", b""), "envs/x.txt: not a lock file that the jobs of the run found"),
+    ],
+)
+def test_what_was_added_or_altered_with_its_metadata_is_found(
+    archive: Path, tmp_path: Path, change: Any, fault: str
+) -> None:
+    root = verify_bundle(archive).root
+    faults = verify_bundle(rewritten(archive, tmp_path / "changed.zip", change), root=root).faults
+    assert [found.startswith(fault) for found in faults] == [True]
+
+
+@pytest.mark.parametrize("name", ["results/a/tables/table2.md", "results/a/./tables/table2.md"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_files_of_one_name_are_found(archive: Path, tmp_path: Path, name: str) -> None:
+    content = zipfile.ZipFile(archive).read("results/a/tables/table2.md")
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as opened:
+        opened.writestr(name, b"| better |")
+        with zipfile.ZipFile(archive) as original:
+            for each in original.namelist():
+                opened.writestr(each, original.read(each))
+    assert zipfile.ZipFile(tmp_path / "two.zip").read("results/a/tables/table2.md") == content
+    faults = verify_bundle(tmp_path / "two.zip").faults
+    assert "results/a/tables/table2.md: 2 files have this name" in faults
+
+
+def test_scripts_go_in_as_the_jobs_ran_them(toy: Toy, tmp_path: Path) -> None:
+    script = toy.project / "workflow_scripts/run.py"
+    ran = script.read_bytes()
+    script.write_bytes(b"print(2)\n")
+    bundle(toy, tmp_path / "a.zip")
+    assert zipfile.ZipFile(tmp_path / "a.zip").read("workflow/workflow_scripts/run.py") == ran
+    assert verify_bundle(tmp_path / "a.zip").faults == []
+
+
+def test_flipped_bits_of_an_archive_are_faults_or_an_error(archive: Path, tmp_path: Path) -> None:
+    content, rng = archive.read_bytes(), random.Random(0)
+    damaged = tmp_path / "damaged.zip"
+    # In the packed bytes of the first files, and in the directory at the end.
+    places = [rng.randrange(2000) for _ in range(40)] + [len(content) - 1 - rng.randrange(300) for _ in range(20)]
+    said = []
+    for place in places:
+        damaged.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :])
+        try:
+            verify_bundle(damaged)
+        except DataError as error:
+            said.append(str(error))
+    assert len(said) > 10
+    assert all(message.startswith(f"{damaged}: ") for message in said)
+
+
+@pytest.mark.parametrize("metadata", [b"[]", b"{}", b'{"@graph": [1]}', b'{"@graph": [{"@id": [], "@type": 1}]}'])
+def test_other_metadata_is_an_error(archive: Path, tmp_path: Path, metadata: bytes) -> None:
+    def change(files: dict[str, bytes]) -> None:
+        files["ro-crate-metadata.json"] = metadata
+
+    with pytest.raises(DataError, match="no archive of a run"):
+        verify_bundle(rewritten(archive, tmp_path / "changed.zip", change))
+
+
+def test_a_configuration_that_is_no_text_is_a_fault(archive: Path, tmp_path: Path) -> None:
+    path = rewritten(archive, tmp_path / "changed.zip", lambda files: put(files, "configuration.yaml", b"\xff: 1"))
+    assert any(fault.startswith("configuration.yaml: cannot be read") for fault in verify_bundle(path).faults)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values: values.pop("records"), "records"),
+        (lambda values: values.pop("configuration"), "configuration"),
+        (lambda values: values.update(records=[1]), "records"),
+        (lambda values: values.update(records={"a": 1}), "records"),
+        (lambda values: values.update(configuration="["), "configuration"),
+        (lambda values: values.update(configuration="5"), "configuration"),
+        (lambda values: values.update(configuration=5), "configuration"),
+    ],
+)
+def test_a_ledger_of_another_form_is_an_error(toy: Toy, archive: Path, tmp_path: Path, change: Any, said: str) -> None:
+    path = toy.results / "a/ledger.json"
+    values = json.loads(path.read_bytes())
+    del values["digest"]
+    change(values)
+    path.write_bytes(file_bytes(sealed(values)))
+    for read in (
+        lambda: read_ledger(toy.results, "a"),
+        lambda: bundle(toy, tmp_path / "a.zip"),
+        lambda: compare_runs(toy.results / "a", toy.results / "b"),
+    ):
+        with pytest.raises(DataError, match=rf"ledger\.json: .*{said}.*run the workflow"):
+            read()
+    assert any(finding.path == "a/ledger.json" for finding in audit(toy.results / "a").grave)
+    put_ledger = rewritten(
+        archive, tmp_path / "changed.zip", lambda files: put(files, "results/a/ledger.json", path.read_bytes())
+    )
+    assert any("results/a/ledger.json" in fault and said in fault for fault in verify_bundle(put_ledger).faults)
 
 
 @pytest.mark.parametrize(
@@ -197,10 +345,49 @@ def test_the_commands(finished: Toy, tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["verify", str(target)])
     assert said.exit_code == 0
     assert "a: verified." in said.output
+    assert "2 files of the workflow's definition have no record" in said.output
     said = CliRunner().invoke(app, ["verify", str(target), "--root", "0"])
     assert said.exit_code == 1
     with pytest.raises(DataError, match="--project"):
         CliRunner().invoke(app, ["bundle", run, "--project", str(tmp_path)], catch_exceptions=False)
+
+
+def test_no_command_but_bundle_needs_the_packages_of_the_workflow(archive: Path, finished: Toy, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    block = "import sys; sys.modules.update(dict.fromkeys(['rocrate', 'snakemake', 'psutil', 'filelock', 'torch']))"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        code = f"{block}; from forceuq.commands import main; sys.argv = {['forceuq', *arguments]!r}; main()"
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    first, second = (str(finished.results / name) for name in ("a", "b"))
+    assert "a: verified." in run("verify", str(archive)).stdout
+    for arguments in (
+        ["audit", first, "--allow", "code", "--allow", "configuration"],
+        ["trace", f"{first}/tables/table2.md"],
+        ["compare", first, second],
+    ):
+        done = run(*arguments)
+        assert done.returncode == 0, done.stderr
+    done = run("bundle", first, "-o", str(tmp_path / "a.zip"), "--project", str(finished.project))
+    assert done.returncode == 2
+    assert "pip install 'forceuq[workflow]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_where_an_archive_cannot_be_written(finished: Toy, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder; give the archive's file name"):
+        bundle(finished, tmp_path)
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"a\.zip: cannot be written"):
+        bundle(finished, tmp_path / "file" / "a.zip")
 
 
 def test_the_public_validator_accepts_it(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """Finished runs in miniature: jobs that write a few bytes and record themselves as real ones do."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,10 @@ DATASETS = {"free": "CC0-1.0", "nd": "CC-BY-NC-ND-4.0", "unstated": None}
 STRUCTURES = b"\0\1toy structures: "  # in no source file
 
 
+# The lock file that a job on this Python finds.
+LOCK = f"envs/lock-py{sys.version_info.major}.{sys.version_info.minor}.txt"
+
+
 class Toy:
     """A results folder in which runs are made."""
 
@@ -24,7 +30,8 @@ class Toy:
         for name, text in {
             "Snakefile": "rule all:\n",
             "rules/data.smk": "# data\n",
-            "envs/lock-py0.txt": "a==1\n",
+            "workflow_scripts/run.py": "print(1)\n",
+            LOCK: "a==1\n",
         }.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
@@ -44,7 +51,7 @@ class Toy:
             log=[str(log)],
             threads=1,
         )
-        with recorded(job, root=self.project):
+        with self.script(), recorded(job, root=self.project):
             for path, content in outputs.items():
                 file = self.results / path
                 if path.startswith(tuple(f"{where}/{kind}/" for kind in ("predictions", "fits"))):
@@ -55,6 +62,11 @@ class Toy:
                     file.write_bytes(content)
                 else:
                     write_frame(content, file, "metrics")
+
+    def script(self) -> Any:
+        """Let what runs now be the workflow's script."""
+        script = str(self.project / "workflow_scripts/run.py")
+        return mock.patch.object(sys.modules["__main__"], "__file__", script, create=True)
 
     def caches(self) -> None:
         """Download the data sets and read their structures."""
@@ -109,7 +121,7 @@ class Toy:
             log=[str(log)],
             threads=1,
         )
-        with recorded(job, root=self.project):
+        with self.script(), recorded(job, root=self.project):
             write_ledger(log, "ledger", [table], configuration, ledger)
         return self.results / name
 

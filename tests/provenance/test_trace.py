@@ -3,6 +3,7 @@
 import json
 import re
 
+import orjson
 import pytest
 from typer.testing import CliRunner
 
@@ -10,6 +11,7 @@ from forceuq.commands import app
 from forceuq.errors import DataError
 from forceuq.provenance.chain import load_chain
 from forceuq.provenance.lineage import as_json, as_mermaid, as_text, summary, trace_cell, trace_file
+from forceuq.provenance.schema import file_bytes
 from tests.provenance.conftest import SOURCE, Tree
 
 
@@ -69,6 +71,29 @@ def test_the_value_is_the_tables(chain, made: Tree) -> None:
 def test_an_unknown_cell_is_an_error_that_names_the_nearest(chain, address: str, said: str) -> None:
     with pytest.raises(DataError, match=re.escape(said)):
         trace_cell(chain, address)
+
+
+def test_an_altered_table_does_not_hurt_another(tree: Tree) -> None:
+    table = tree.run / "tables/costs.csv"
+    table.write_bytes(b"x" + table.read_bytes())
+    chain = load_chain(tree.results, "demo")
+    assert len(trace_cell(chain, "table2:Alloys ID,BLL,MAE").values) == 2
+    with pytest.raises(DataError, match=r"costs\.csv: is not as its job wrote it.*forceuq audit"):
+        trace_cell(chain, "costs:alloys,bll,total")
+
+
+@pytest.mark.parametrize("source", [None, {}, {"urls": None}, {"urls": [None]}, "x"])
+def test_a_lineage_with_an_edited_source_can_be_shown(tree: Tree, source: object) -> None:
+    path = tree.record("cache:download/alloys")
+    values = orjson.loads(path.read_bytes())
+    values.update(params={"source": source}, facts={})
+    path.write_bytes(file_bytes(values))
+    fit = tree.record("fit/swag/alloys/t/seed0")
+    fit.write_bytes(fit.read_bytes().replace(b'"seed": 0', b'"seed": null'))
+    lineage = trace_cell(load_chain(tree.results, "demo"), "table2:Alloys OOD,SWAG,raw,ECE")
+    assert "download alloys" in as_text(lineage)
+    assert "download alloys" in as_mermaid(lineage)
+    assert summary(lineage)["seeds"] == ["1"]
 
 
 def test_a_file_inside_a_directory_is_traced(chain, made: Tree) -> None:
