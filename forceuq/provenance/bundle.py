@@ -1,8 +1,10 @@
 """A run as one archive that a paper can attach: its results, their records, configuration and lock file."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -80,7 +82,7 @@ def write_bundle(
     records = [*sorted(ledger.records), chain.makers[f"{run}/{LEDGER}"]]
     for path in records:
         _add(bundle, results / path, f"{RESULTS}/{path}", "record of a job")
-        _add_outputs(bundle, chain, path, predictions)
+        _add_outputs(bundle, chain, path, ledger.configuration if predictions else None)
     _add_kept(bundle, chain, records)
     _add_workflow(bundle, chain, records, project, workflow)
     _add_lock(bundle, chain, records, project)
@@ -118,16 +120,17 @@ def _add(bundle: Bundle, source: Path, name: str, what: str, sha256: str | None 
     bundle.files.append(BundledFile(name, source, found, size, what))
 
 
-def _add_outputs(bundle: Bundle, chain: Chain, path: str, predictions: bool) -> None:
+def _add_outputs(bundle: Bundle, chain: Chain, path: str, licences: Mapping[str, Any] | None) -> None:
+    """Add what a job of the run made; predictions as the licences in a configuration allow, None: not at all."""
     record = chain.records[path]
     if record.run != chain.run:  # of the caches: structures, features, weights
         bundle.left_out += [output.path for output in record.outputs]
         return
     for output in record.outputs:
         kind = output.path.split("/")[1]
-        if kind in LARGE or (kind == PREDICTIONS and not predictions):
+        if kind in LARGE or (kind == PREDICTIONS and licences is None):
             bundle.left_out.append(output.path)
-        elif kind == PREDICTIONS and (reason := withheld(chain, path)) is not None:
+        elif licences is not None and kind == PREDICTIONS and (reason := withheld(chain, path, licences)) is not None:
             bundle.withheld[output.path] = reason
         else:
             for name, sha256 in files_of_artefact(output).items():

@@ -260,7 +260,8 @@ def configuration(chain: Chain, planned: Mapping[str, Mapping[str, Any]]) -> Ite
             continue
         changed = sorted(
             f"{key}: {_short(record.params.get(key))}, now {_short(params.get(key))}"
-            for key in {*record.params, *params} - {"code"}
+            # The bytes of a source are told by the name of its folder; another mirror or licence is none of the job's.
+            for key in {*record.params, *params} - {"code", "source"}
             if record.params.get(key) != params.get(key)
         )
         if changed:

@@ -1,6 +1,6 @@
 """What a file or table cell follows from, down to its sources, as text, as Mermaid and as plain values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,10 @@ from forceuq.configuration.benchmark import nearest
 from forceuq.errors import DataError
 from forceuq.provenance.cells import Cell, find_cells
 from forceuq.provenance.chain import Chain, Selection
+from forceuq.provenance.ledger import read_ledger
 from forceuq.provenance.places import Folder, relative
 from forceuq.provenance.schema import Record
+from forceuq.provenance.stated import stated_source
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Lineage:
         start: the record that it is in.
         chain: all records.
         only: which inputs of the jobs count.
+        configuration: of the run's ledger; empty where there is none.
     """
 
     what: str
@@ -30,6 +33,7 @@ class Lineage:
     start: str
     chain: Chain
     only: Selection = field(default_factory=dict)
+    configuration: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def records(self) -> dict[str, Record]:
@@ -56,7 +60,9 @@ def trace_cell(chain: Chain, address: str) -> Lineage:
         path: frozenset().union(*(cell.only[path] for cell in cells if path in cell.only))
         for path in {path for cell in cells for path in cell.only}
     }
-    return Lineage(address, {cell.address: cell.value for cell in cells}, _one(cells), chain, only)
+    return Lineage(
+        address, {cell.address: cell.value for cell in cells}, _one(cells), chain, only, _configuration(chain)
+    )
 
 
 def _one(cells: list[Cell]) -> str:
@@ -74,7 +80,14 @@ def trace_file(chain: Chain, file: Path) -> Lineage:
     made = next((candidate for candidate in candidates if candidate in chain.makers), None)
     if made is None:
         raise DataError(f"no record tells of it; {nearest(name, chain.makers)}", file=file)
-    return Lineage(name, {}, chain.makers[made], chain)
+    return Lineage(name, {}, chain.makers[made], chain, configuration=_configuration(chain))
+
+
+def _configuration(chain: Chain) -> Mapping[str, Any]:
+    try:
+        return read_ledger(chain.results, chain.run).configuration
+    except DataError:  # not finished
+        return {}
 
 
 def title(path: str, record: Record) -> str:
@@ -84,14 +97,18 @@ def title(path: str, record: Record) -> str:
     return " ".join([record.rule, "/".join(place)]).strip()
 
 
-def source_of(record: Record) -> dict[str, Any] | None:
-    """Return where a job's data came from, if it took none from another job; None otherwise."""
+def source_of(record: Record, configuration: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return where a job's data came from, if it took none from another job; None otherwise.
+
+    Args:
+        record: of the job.
+        configuration: of the run, which states DOI and licence; where it does not, the record tells.
+    """
     if record.inputs:
         return None
     digests = {output.path: output.sha256 for output in record.outputs}
-    source = record.params.get("source")
     # Of an edited record it may be anything; the audit names that record.
-    if isinstance(source, dict):
+    if (source := stated_source(record, configuration)) is not None:
         url = record.facts.get("url", ", ".join(map(str, source.get("urls") or ())))
         return {
             "url": str(url),
@@ -104,8 +121,8 @@ def source_of(record: Record) -> dict[str, Any] | None:
     return {"generated_by": record.rule, **{k: v for k, v in record.params.items() if k != "code"}, "sha256": digests}
 
 
-def _details(record: Record) -> Iterator[str]:
-    source = source_of(record)
+def _details(record: Record, configuration: Mapping[str, Any]) -> Iterator[str]:
+    source = source_of(record, configuration)
     if source is None:
         return
     for key, value in source.items():
@@ -150,7 +167,7 @@ def as_text(lineage: Lineage) -> str:
         if record.inputs:
             for output in record.outputs:
                 lines.append(f"{bar}{output.path}  sha256 {output.sha256[:16]}…")
-        lines.extend(f"{bar}{detail}" for detail in _details(record))
+        lines.extend(f"{bar}{detail}" for detail in _details(record, lineage.configuration))
         lines.extend(f"{bar}of unknown origin: {name}" for name in lineage.unknown(path))
         for number, other in enumerate(before):
             visit(other, inner, number == len(before) - 1)
@@ -167,7 +184,7 @@ def as_mermaid(lineage: Lineage) -> str:
     number = {path: f"j{i}" for i, path in enumerate(lineage.records)}
     lines = ["flowchart LR"]
     for path, record in lineage.records.items():
-        source = source_of(record)
+        source = source_of(record, lineage.configuration)
         label = title(path, record)
         if source is not None and "url" in source:
             stated = (f"{key}: {source[key] or 'not stated'}" for key in ("doi", "licence"))
@@ -196,7 +213,7 @@ def as_json(lineage: Lineage) -> dict[str, Any]:
                 "outputs": {output.path: output.sha256 for output in record.outputs},
                 "from": lineage.before(path),
                 "of_unknown_origin": lineage.unknown(path),
-                "source": source_of(record),
+                "source": source_of(record, lineage.configuration),
             }
             for path, record in lineage.records.items()
         },

@@ -22,11 +22,13 @@ from forceuq.errors import DataError
 from forceuq.files import file_digest
 from forceuq.provenance.audit import audit
 from forceuq.provenance.bundle import Bundle, write_bundle
+from forceuq.provenance.chain import load_chain
 from forceuq.provenance.comparison import compare_runs
 from forceuq.provenance.digests import bytes_digest
 from forceuq.provenance.ledger import read_ledger
 from forceuq.provenance.schema import file_bytes, sealed
 from forceuq.provenance.verification import verify_bundle
+from forceuq.provenance.withholding import withheld
 
 
 def bundle(toy: Toy, archive: Path, *, predictions: bool = False) -> Bundle:
@@ -97,6 +99,26 @@ def test_licences_decide_about_predictions(finished: Toy, tmp_path: Path) -> Non
     made = bundle(finished, tmp_path / "without.zip")
     assert made.withheld == {}
     assert not any("/predictions/" in file.name and "/records/" not in file.name for file in made.files)
+
+
+def test_the_licence_is_the_one_that_the_runs_configuration_states(finished: Toy) -> None:
+    """A download stays when the text of its licence changes, and other runs may have stated another."""
+    chain = load_chain(finished.results, "a")
+    configuration = read_ledger(finished.results, "a").configuration
+
+    def reasons(**licences: str | None) -> dict[str, str | None]:
+        datasets = {name: {"download": {"licence": licence}} for name, licence in licences.items()}
+        now = {**configuration, "datasets": {**configuration["datasets"], **datasets}}
+        return {name: withheld(chain, f"a/records/predict/{name}_0.json", now) for name in licences}
+
+    assert reasons(free="CC-BY-NC-ND-4.0", unstated="MIT", nd="CC-BY-4.0") == {
+        "free": "the licence of free, CC-BY-NC-ND-4.0, allows no derivatives",
+        "unstated": None,
+        "nd": None,
+    }
+    # What the configuration does not state, the record of the download tells.
+    assert withheld(chain, "a/records/predict/nd_0.json", {}) is not None
+    assert withheld(chain, "a/records/predict/free_0.json", {}) is None
 
 
 def test_what_is_not_as_recorded_is_not_bundled(toy: Toy, tmp_path: Path) -> None:

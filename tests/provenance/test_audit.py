@@ -445,6 +445,10 @@ def test_another_configuration_is_named_key_by_key(tree: Tree) -> None:
     planned |= {f"demo/records/{n}.json": read_record(tree.record(n)).params for n in ("table2", "costs", "ledger")}
     planned |= {f"demo/records/{n}.json": read_record(tree.record(n)).params for n in ("shift_figure", "merge_metrics")}
     assert audit(tree.run, planned=planned).findings == []
+    # A download stays when only what is said of it changes.
+    download = planned["cache/records/download/alloys.json"]
+    download["source"] = {**download["source"], "licence": "MIT", "urls": ["https://mirror.example.org/alloys"]}
+    assert audit(tree.run, planned=planned).findings == []
     planned[f"demo/records/fit/{FIT}.json"] = {"options": {"learning_rate": 0.002}, "code": "other"}
     (finding,) = audit(tree.run, planned=planned).findings
     assert (finding.kind, finding.path) == (Kind.CONFIGURATION, f"demo/records/fit/{FIT}.json")

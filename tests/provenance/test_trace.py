@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from forceuq.commands import app
 from forceuq.errors import DataError
 from forceuq.provenance.chain import load_chain
-from forceuq.provenance.lineage import as_json, as_mermaid, as_text, summary, trace_cell, trace_file
+from forceuq.provenance.lineage import as_json, as_mermaid, as_text, source_of, summary, trace_cell, trace_file
 from forceuq.provenance.schema import file_bytes
 from tests.provenance.conftest import SOURCE, Tree
 
@@ -109,6 +109,19 @@ def test_the_tree_ends_at_the_sources(chain) -> None:
         assert text.count(str(fact)) == 1, fact
     assert re.search(r"sha256 [0-9a-f]{64}  cache/datasets/alloys/raw\.json", text)
     assert "seeds: 0, 1" in text
+
+
+def test_doi_and_licence_are_those_of_the_runs_configuration(chain) -> None:
+    download = {**SOURCE, "doi": None, "licence": "MIT"}
+    (record,) = (record for record in chain.records.values() if record.rule == "download")
+    configuration = {"datasets": {"alloys": {"download": download}}, "backbone": {"weights": {"licence": "BSD"}}}
+    # Folders of real caches end in a digest.
+    output = record.outputs[0].model_copy(update={"path": "cache/datasets/alloys-12345678/raw"})
+    found = source_of(record.model_copy(update={"outputs": [output]}), configuration)
+    assert found is not None
+    assert (found["url"], found["doi"], found["licence"]) == (SOURCE["urls"][1], None, "MIT")
+    (weights,) = (record for record in chain.records.values() if record.rule == "download_weights")
+    assert [source_of(weights, now)["licence"] for now in (configuration, {})] == ["BSD", "Apache-2.0"]
 
 
 def test_mermaid_has_every_job_and_every_step(chain) -> None:
