@@ -2,17 +2,17 @@
 
 Snakemake's own lock is taken away whole by the run that ends first, and refuses runs that need the same caches. So
 each run holds a lock of its own name here, and makes the caches under one that all runs share. The system gives
-both back when a process ends, however it ends.
+both back when Snakemake ends, however it ends.
 """
 
-import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
-from filelock import FileLock, Timeout
 from snakemake.cli import parse_args, parse_config
 from snakemake.common.configfile import load_configfile
 from snakemake.settings.types import ConfigSettings
+from under_locks import lock, snakemake
 
 
 def named(arguments: list[str]) -> tuple[Path, str]:
@@ -24,33 +24,27 @@ def named(arguments: list[str]) -> tuple[Path, str]:
     return Path(config.get("results", "results")), str(config["run"])
 
 
-def snakemake(*arguments: str) -> int:
-    """Run Snakemake without its lock and return its exit code."""
-    return subprocess.run([sys.executable, "-m", "snakemake", "--nolock", *arguments], check=False).returncode
-
-
 def main(arguments: list[str]) -> int:
     """Make the caches, then the rest; return Snakemake's exit code."""
     results, run = named(arguments)
     locks = results / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    shared = FileLock(locks / "cache.lock")
-    try:
-        with FileLock(locks / f"run-{run}.lock", timeout=0):
-            try:
-                shared.acquire(timeout=0)
-            except Timeout:
-                print("Another run is making caches; waiting for them.", flush=True)
-                shared.acquire()
-            try:
-                failed = snakemake("caches", *arguments)
-            finally:
-                shared.release()
-            return failed or snakemake(*arguments)
-    except Timeout:
+    own = lock(locks / f"run-{quote(run, safe='')}.lock", wait=False)
+    if own is None:
         print(f"The run '{run}' is going on already; wait for it, or stop it.", file=sys.stderr)
         return 1
+    shared = lock(locks / "cache.lock", wait=False)
+    if shared is None:
+        print("Another run is making caches; waiting for them.", flush=True)
+        shared = lock(locks / "cache.lock", wait=True)
+    with own:
+        with shared:
+            failed = snakemake([own, shared], "caches", *arguments)
+        return failed or snakemake([own], *arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # while waiting for another run
+        sys.exit(130)
