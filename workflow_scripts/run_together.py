@@ -13,6 +13,7 @@ from snakemake.cli import parse_args, parse_config
 from snakemake.common.configfile import load_configfile
 from snakemake.settings.types import ConfigSettings
 from under_locks import lock, snakemake
+from unlock_stale import refuse_left_over
 
 
 def named(arguments: list[str]) -> tuple[Path, str]:
@@ -31,12 +32,12 @@ def main(arguments: list[str]) -> int:
     locks.mkdir(parents=True, exist_ok=True)
     own = lock(locks / f"run-{quote(run, safe='')}.lock", wait=False)
     if own is None:
-        print(f"The run '{run}' is going on already; wait for it, or stop it.", file=sys.stderr)
-        return 1
+        sys.exit(f"The run '{run}' is going on already; wait for it, or stop it (docs/reruns.md says how).")
     shared = lock(locks / "cache.lock", wait=False)
     if shared is None:
         print("Another run is making caches; waiting for them.", flush=True)
         shared = lock(locks / "cache.lock", wait=True)
+    refuse_left_over(Path.cwd())
     with own:
         with shared:
             failed = snakemake([own, shared], "caches", *arguments)
