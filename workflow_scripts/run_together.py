@@ -5,6 +5,7 @@ each run holds a lock of its own name here, and makes the caches under one that 
 both back when Snakemake ends, however it ends.
 """
 
+import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import quote
@@ -38,10 +39,16 @@ def main(arguments: list[str]) -> int:
         print("Another run is making caches; waiting for them.", flush=True)
         shared = lock(locks / "cache.lock", wait=True)
     refuse_left_over(Path.cwd())
-    with own:
-        with shared:
-            failed = snakemake([own, shared], "caches", *arguments)
-        return failed or snakemake([own], *arguments)
+    held = [own, shared]
+    failed = snakemake(held, "caches", *arguments)
+    if not failed:
+        held.remove(shared)
+        shared.close()
+    # Where the workflow cannot even be read, Snakemake has said so, and would say it again.
+    elif snakemake(held, "--list-target-rules", *arguments, output=subprocess.DEVNULL):
+        return failed
+    # A cache that failed is tried again, still under the lock; what does not need it is made in any case.
+    return max(failed, snakemake(held, *arguments))
 
 
 if __name__ == "__main__":

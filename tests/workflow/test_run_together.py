@@ -45,6 +45,22 @@ rule result:
     input: "results/cache"
     output: touch("results/result")
 """
+# One of two caches cannot be made in the first attempt, nor without the lock.
+FAILING = """
+rule all:
+    default_target: True
+    input: "results/good", "results/bad"
+rule caches:
+    input: "results/cache/good", "results/cache/bad"
+rule good_cache:
+    output: touch("results/cache/good")
+rule bad_cache:
+    output: touch("results/cache/bad")
+    shell: "flock --nonblock results/.locks/cache.lock echo free >> locks || echo held >> locks; [ -e served ]"
+rule result:
+    input: "results/cache/{n}"
+    output: touch("results/{n}")
+"""
 
 
 class Runs:
@@ -61,10 +77,11 @@ class Runs:
         """Write another workflow."""
         (self.folder / "Snakefile").write_text(text)
 
-    def start(self, name: str) -> subprocess.Popen[str]:
+    def start(self, name: str, *options: str) -> subprocess.Popen[str]:
         """Start a run in a process group of its own."""
         script = ROOT / "workflow_scripts/run_together.py"
-        command = [sys.executable, str(script), "--cores", "2", "--rerun-incomplete", "--configfile", f"{name}.yaml"]
+        options = ("--cores", "2", "--rerun-incomplete", *options, "--configfile", f"{name}.yaml")
+        command = [sys.executable, str(script), *options]
         process = subprocess.Popen(
             command,
             cwd=self.folder,
@@ -157,6 +174,30 @@ def test_ctrl_c_waits_for_snakemake_to_clean_up(runs: Runs) -> None:
     said = first.communicate()[0]
     assert "Traceback" not in said
     assert not (runs.folder / "results/cache").exists()
+
+
+def test_a_cache_that_fails_stops_only_what_needs_it(runs: Runs) -> None:
+    runs.workflow(FAILING)
+    first = runs.start("a", "--keep-going")
+    said = first.communicate()[0]
+    assert first.returncode == 1, said
+    assert (runs.folder / "results/good").exists(), said
+    assert not (runs.folder / "results/bad").exists()
+    # Tried again in the second pass, where no other run may make it meanwhile.
+    assert (runs.folder / "locks").read_text().split() == ["held", "held"]
+    (runs.folder / "served").touch()
+    again = runs.start("a", "--keep-going")
+    said = again.communicate()[0]
+    assert again.returncode == 0, said
+    assert (runs.folder / "results/bad").exists()
+
+
+def test_a_workflow_that_cannot_be_read_is_not_tried_again(runs: Runs) -> None:
+    runs.workflow("raise WorkflowError('unknown key')\n" + FAILING)
+    first = runs.start("a")
+    said = first.communicate()[0]
+    assert first.returncode == 1
+    assert said.count("unknown key") == 1, said
 
 
 @pytest.mark.slow
