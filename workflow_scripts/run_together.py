@@ -10,20 +10,9 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from snakemake.cli import parse_args, parse_config
-from snakemake.common.configfile import load_configfile
-from snakemake.settings.types import ConfigSettings
+from left_over import refuse_left_over
+from run_name import named
 from under_locks import lock, snakemake
-from unlock_stale import refuse_left_over
-
-
-def named(arguments: list[str]) -> tuple[Path, str]:
-    """Return the results folder and the run's name, as Snakemake and the Snakefile will read them."""
-    _, args = parse_args(arguments)
-    config = ConfigSettings(config=parse_config(args.config), configfiles=args.configfile or []).overwrite_config
-    if "run" not in config:
-        config = {**load_configfile("config/demo.yaml"), **config}
-    return Path(config.get("results", "results")), str(config["run"])
 
 
 def main(arguments: list[str]) -> int:

@@ -44,7 +44,7 @@ def snakemake(locks: Sequence[IO[str]], *arguments: str, output: int | None = No
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     before = [(number, signal.signal(number, pass_on)) for number in numbers]
     command = [sys.executable, "-m", "snakemake", "--nolock", *arguments]
-    # Jobs do not inherit the locks: `refuse_left_over` (unlock_stale.py) finds those that outlive it.
+    # Jobs do not inherit the locks; those that outlive it are found by left_over.py.
     process = subprocess.Popen(command, stdout=output, stderr=output, pass_fds=[held.fileno() for held in locks])
     for number in received:  # when there was no process yet
         process.send_signal(number)

@@ -6,10 +6,8 @@ import sys
 from pathlib import Path
 
 import psutil
-
-
-def is_snakemake(process: psutil.Process) -> bool:
-    return any(Path(part).name == "snakemake" for part in process.cmdline()[:4])
+from left_over import is_snakemake, refuse_left_over
+from run_name import named
 
 
 def running(folder: Path) -> list[int]:
@@ -25,24 +23,6 @@ def running(folder: Path) -> list[int]:
     return found
 
 
-def refuse_left_over(folder: Path) -> None:
-    """Stop where jobs of a run that was killed go on: they write files that would be made a second time."""
-    scripts = f"{folder}/.snakemake/scripts/"
-    alive = []
-    for process in psutil.process_iter():
-        try:
-            job = any(part.startswith(scripts) for part in process.cmdline())
-            if job and not any(is_snakemake(above) for above in process.parents()):
-                alive.append(str(process.pid))
-        except psutil.Error:
-            continue
-    if alive:
-        sys.exit(
-            f"A run in {folder} was killed, and jobs of it go on (process {', '.join(alive)}); wait for them, or end"
-            f" them: kill {' '.join(alive)}"
-        )
-
-
 def main() -> None:
     folder = Path.cwd().resolve()
     locks = folder / ".snakemake" / "locks"
@@ -51,8 +31,10 @@ def main() -> None:
     if alive := running(folder):
         sys.exit(f"Another run is going on in {folder} (process {alive[0]}); wait for it, or stop it.")
     refuse_left_over(folder)
+    named(sys.argv[1:])  # which says it if a configuration cannot be read
     print("A run that was killed left its lock here; taking it away and going on.")
-    subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--quiet", "all", *sys.argv[1:]], check=True)
+    done = subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--quiet", "all", *sys.argv[1:]], check=False)
+    sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

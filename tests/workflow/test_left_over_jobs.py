@@ -100,7 +100,7 @@ def test_a_job_that_outlives_its_snakemake_is_not_started_twice(workflow: Workfl
 
 def test_jobs_of_a_run_that_is_alive_are_not_left_over(workflow: Workflow) -> None:
     process = workflow.start()
-    code = "from pathlib import Path; from unlock_stale import refuse_left_over; refuse_left_over(Path.cwd())"
+    code = "from pathlib import Path; from left_over import refuse_left_over; refuse_left_over(Path.cwd())"
     environment = {**workflow.environment, "PYTHONPATH": str(ROOT / "workflow_scripts")}
     subprocess.run([sys.executable, "-c", code], cwd=workflow.folder, env=environment, check=True)
     (workflow.folder / "go").touch()

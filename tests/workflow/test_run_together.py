@@ -200,6 +200,32 @@ def test_a_workflow_that_cannot_be_read_is_not_tried_again(runs: Runs) -> None:
     assert said.count("unknown key") == 1, said
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "No such file"),
+        ("", "with keys at top level"),
+        ("- run\n", "with keys at top level"),
+        ("run: c\n  seeds: [\n", "line 2"),
+    ],
+)
+@pytest.mark.parametrize("script", ["run_together.py", "unlock_stale.py"])
+def test_a_configuration_that_cannot_be_read_is_named(
+    tmp_path: Path, script: str, content: str | None, why: str
+) -> None:
+    (tmp_path / ".snakemake/locks").mkdir(parents=True)
+    (tmp_path / ".snakemake/locks/0.input.lock").touch()
+    (tmp_path / "good.yaml").write_text("run: a\n")
+    if content is not None:
+        (tmp_path / "bad.yaml").write_text(content)
+    command = [sys.executable, str(ROOT / "workflow_scripts" / script), "--configfile", "good.yaml", "bad.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("bad.yaml is not a configuration")
+    assert why in line
+
+
 @pytest.mark.slow
 def test_two_real_runs_share_one_cache(tmp_path: Path) -> None:
     project = copy_project(tmp_path / "project")
