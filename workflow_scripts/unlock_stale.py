@@ -1,4 +1,4 @@
-"""Take away the lock of a run that was killed; a lock whose run is alive is left."""
+"""Take away the lock of a run that was killed; a lock whose run is alive, or has a job that is, is left."""
 
 import os
 import subprocess
@@ -6,19 +6,17 @@ import sys
 from pathlib import Path
 
 import psutil
+from left_over import is_snakemake, refuse_left_over
+from run_name import named
 
 
 def running(folder: Path) -> list[int]:
-    """Return the process ids of Snakemake runs in a folder."""
+    """Return the process ids of Snakemake runs in a folder, save those of run_together.py, which has its own locks."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        command = process.info["cmdline"] or []
-        if process.pid == os.getpid() or not any(Path(part).name == "snakemake" for part in command[:4]):
-            continue
-        if "--nolock" in command:  # started by run_together.py, which has locks of its own
-            continue
+    for process in psutil.process_iter():
         try:
-            if Path(process.cwd()) == folder:
+            plain = is_snakemake(process) and "--nolock" not in process.cmdline()
+            if plain and process.pid != os.getpid() and Path(process.cwd()) == folder:
                 found.append(process.pid)
         except psutil.Error:  # it ended, or is another user's
             continue
@@ -30,11 +28,13 @@ def main() -> None:
     locks = folder / ".snakemake" / "locks"
     if not locks.is_dir() or not any(locks.iterdir()):
         return
-    alive = running(folder)
-    if alive:
+    if alive := running(folder):
         sys.exit(f"Another run is going on in {folder} (process {alive[0]}); wait for it, or stop it.")
+    refuse_left_over(folder)
+    named(sys.argv[1:])  # which says it if a configuration cannot be read
     print("A run that was killed left its lock here; taking it away and going on.")
-    subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--quiet", "all", *sys.argv[1:]], check=True)
+    done = subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--quiet", "all", *sys.argv[1:]], check=False)
+    sys.exit(done.returncode)
 
 
 if __name__ == "__main__":
