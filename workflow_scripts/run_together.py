@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     elif snakemake(held, "--list-target-rules", *arguments, output=subprocess.DEVNULL):
         return failed
     # A cache that failed is tried again, still under the lock; what does not need it is made in any case.
-    return max(failed, snakemake(held, *arguments))
+    return snakemake(held, *arguments)
 
 
 if __name__ == "__main__":

@@ -192,6 +192,14 @@ def test_a_cache_that_fails_stops_only_what_needs_it(runs: Runs) -> None:
     assert (runs.folder / "results/bad").exists()
 
 
+def test_a_cache_that_the_second_try_makes_is_no_failure(runs: Runs) -> None:
+    runs.workflow(FAILING.replace("[ -e served ]", "[ $(wc -l < locks) -gt 1 ]"))
+    run = runs.start("a", "--keep-going")
+    said = run.communicate()[0]
+    assert run.returncode == 0, said
+    assert (runs.folder / "results/bad").exists()
+
+
 def test_a_workflow_that_cannot_be_read_is_not_tried_again(runs: Runs) -> None:
     runs.workflow("raise WorkflowError('unknown key')\n" + FAILING)
     first = runs.start("a")
