@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from tarfile import EmptyHeaderError, EOFHeaderError, HeaderError, ReadError  # type: ignore[attr-defined]
+from typing import IO, Self, cast
 
 from forceuq.errors import DataError
 
@@ -75,7 +76,7 @@ def members(raw: Path, suffixes: Sequence[str]) -> Iterator[Member]:
     To be used inside ``whole_archive``. Memory: the stream's buffers; a tar is read once from begin to end.
 
     Raises:
-        DataError: an unsafe path, or a link or device with such a suffix.
+        DataError: an unsafe path, a link or device with such a suffix, or more after the end of a tar archive.
     """
     if zipfile.is_zipfile(raw):
         with zipfile.ZipFile(raw) as archive:
@@ -84,19 +85,17 @@ def members(raw: Path, suffixes: Sequence[str]) -> Iterator[Member]:
                     with archive.open(info) as stream:
                         yield Member(info.filename, info.file_size, stream)
         return
-    with _decompressed(raw) as stream:
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
-            for entry in tar:
-                if not _wanted(entry.name, suffixes, raw):
-                    continue
-                content = tar.extractfile(entry) if entry.isfile() else None
-                if content is None:
-                    raise DataError(
-                        "a link or device, not a file; fetch it from its publisher", file=raw, record=entry.name
-                    )
-                yield Member(entry.name, entry.size, content)
-        while stream.read(2**20):
-            pass  # to the end, where the compression's checksum stands
+    with _decompressed(raw) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Entry) as tar:
+        for entry in tar:
+            if not _wanted(entry.name, suffixes, raw):
+                continue
+            content = tar.extractfile(entry) if entry.isfile() else None
+            if content is None:
+                raise DataError(
+                    "a link or device, not a file; fetch it from its publisher", file=raw, record=entry.name
+                )
+            yield Member(entry.name, entry.size, content)
+        _read_to_the_end(tar, raw)
 
 
 def pack_folder(folder: Path, target: Path) -> None:
@@ -136,6 +135,39 @@ def unpacked(member: Member, raw: Path, beside: Path) -> Iterator[Path]:
         target = Path(folder, member.path.name)
         unpack(member, target, raw)
         yield target
+
+
+class _Entry(tarfile.TarInfo):
+    """A header in a tar archive; tarfile itself takes one that is damaged, cut off or missing as the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        at = _stream(tarfile).tell()
+        try:
+            return super().fromtarfile(tarfile)
+        except EOFHeaderError:  # the end mark
+            raise
+        except EmptyHeaderError:
+            raise ReadError(f"it ends at byte {at} without an end mark") from None
+        except HeaderError as error:
+            raise ReadError(f"damaged header at byte {at}: {error}") from error
+
+
+def _read_to_the_end(tar: tarfile.TarFile, raw: Path) -> None:
+    """Read on after the end mark, to the checksum of the compression; only zeros may come."""
+    stream = _stream(tar)
+    while block := stream.read(2**20):
+        if block.strip(b"\0"):
+            at = stream.tell() - len(block.lstrip(b"\0"))
+            raise DataError(
+                f"more follows the tar archive's end, at byte {at}: damaged, or several archives one after another; "
+                "fetch it again, or pack all files into one archive",
+                file=raw,
+            )
+
+
+def _stream(tar: tarfile.TarFile) -> IO[bytes]:
+    return cast("IO[bytes]", tar.fileobj)
 
 
 def _opener(raw: Path) -> Callable[[Path], object] | None:
