@@ -2,7 +2,8 @@
 
 A file of any size is cut at the boundaries of its outermost object's members in one sequential pass: quotes and
 braces are all that is looked at, strings and escapes are respected, and the text itself is read again by whoever
-parses the member. A file is valid JSON if and only if the cuts succeed and every member parses.
+parses the member. A file is valid JSON if and only if the cuts succeed and every member parses; NaN and Infinity, which
+Python's ``json`` writes, count as valid.
 """
 
 import json
@@ -11,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,8 @@ def read_span(descriptor: int, span: Span) -> bytes:
 def parse_members(text: bytes) -> list[tuple[str, Any]]:
     """Return the (key, value) pairs of a span's text, repeated keys included.
 
+    NaN and Infinity come as floats: what they mean in a record is for its reader to say.
+
     Raises:
         ValueError: it is not valid JSON.
     """
@@ -87,14 +90,10 @@ def parse_members(text: bytes) -> list[tuple[str, Any]]:
         return dict(pairs)
 
     try:
-        json.loads(f"{{{text.decode()}}}", object_pairs_hook=keep, parse_constant=_refuse)
+        json.loads(f"{{{text.decode()}}}", object_pairs_hook=keep)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     return last
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
 
 
 class _Cutter:

@@ -133,6 +133,14 @@ SITE = ("structure", "sites", 0)
         (("force",), [[0.1, 0, 0], [0.1, 0, None]], "forces"),
         (("force",), None, "force is null"),
         (("force",), KeyError, "no force"),
+        (("force",), [[0.1, 0, 0], [0.1, 0, float("nan")]], "forces not finite"),
+        (("force",), float("nan"), "forces have the shape ()"),
+        ((*SITE, "xyz"), [float("inf"), 0, 0], "positions not finite"),
+        ((*SITE, "species", 0, "occu"), float("nan"), "partial or mixed occupation"),
+        (("structure", "lattice", "matrix"), [[1, 0, 0], [0, 1, 0], [0, 0, -float("inf")]], "cell not finite"),
+        (("corrected_total_energy",), float("nan"), "energy not finite"),
+        (("e_per_atom_relaxed",), float("nan"), "energy_above_relaxed not finite"),
+        (("structure",), float("nan"), "float"),
         (("corrected_total_energy",), None, "corrected_total_energy is None"),
         (("e_per_atom_relaxed",), None, "e_per_atom_relaxed is None"),
         (("energy_per_atom",), KeyError, "no energy_per_atom"),
@@ -152,6 +160,16 @@ def test_a_damaged_frame_is_left_out_with_id_and_reason(tmp_path, path, value, r
     assert report["written"] == 12 * 9 - 1
     assert [entry["id"] for entry in report["rejected"]] == ["mp-3-0-1"]
     assert reason in report["rejected"][0]["reason"]
+
+
+def test_nan_in_what_is_not_read_costs_nothing(tmp_path):
+    plain = read(tmp_path / "a", materials(2))
+    data = materials(2)
+    frame = data["mp-1"]["mp-1-0-0"]
+    frame.update(bandgap=float("nan"), magmom=[float("inf"), -float("inf")])
+    frame["structure"]["sites"][0]["properties"] = {"charge": float("nan")}
+    assert read(tmp_path / "b", data).read_bytes() == plain.read_bytes()
+    assert report_path(tmp_path / "b/s.parquet").read_text() == report_path(plain).read_text()
 
 
 def test_too_many_damaged_frames_are_an_error(tmp_path):

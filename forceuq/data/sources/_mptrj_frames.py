@@ -45,7 +45,8 @@ class _Record(msgspec.Struct, gc=False):
     force: list[Vector]
 
 
-# Other keys are checked to be JSON, but no objects are made of them: that is most of a record.
+# Other keys are checked to be JSON, but no objects are made of them: that is most of a record. NaN, wherever it stands,
+# is refused here and goes the careful way.
 _DECODER = msgspec.json.Decoder(dict[str, dict[str, _Record]])
 
 
