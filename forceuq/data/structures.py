@@ -5,7 +5,6 @@ Units: Å, eV, eV/Å.
 """
 
 import hashlib
-import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from forceuq.data.structure_columns import ENCODING, FIELDS, columns_table, structure_columns
+from forceuq.data.structure_faults import fault
 from forceuq.errors import DataError
 from forceuq.files import remove_leftovers, whole_file, write_json
 from forceuq.parquet_schema import open_parquet, schema_metadata
@@ -32,9 +32,6 @@ SCHEMA = "structures"
 VERSION = 1
 ROW_GROUP = 1000
 DEFAULT_MAX_BAD_FRACTION = 0.01
-HEAVIEST = 118
-# Å³ of a periodic cell; below it there is none.
-LEAST_VOLUME = 1e-6
 _REPORTED = 1000
 
 
@@ -101,34 +98,6 @@ def structure(
         forces=np.asarray(forces, dtype=np.float64),
         energy_above_relaxed=None if energy_above_relaxed is None else float(energy_above_relaxed),
     )
-
-
-def fault(candidate: Structure) -> str | None:
-    """Return what is wrong with a structure, or None where nothing is."""
-    s = candidate
-    n = s.numbers.size
-    if not s.structure_id or not s.group_id:
-        return "empty structure_id or group_id"
-    if s.numbers.ndim != 1 or n == 0:
-        return f"no atoms (numbers have the shape {s.numbers.shape})"
-    if s.numbers.min() < 1 or s.numbers.max() > HEAVIEST:
-        return f"unknown element: atomic numbers {s.numbers.min()} to {s.numbers.max()}"
-    for name, array, shape in (
-        ("positions", s.positions, (n, 3)),
-        ("forces", s.forces, (n, 3)),
-        ("cell", s.cell, (3, 3)),
-    ):
-        if array.shape != shape:
-            return f"{name} have the shape {array.shape}, not {shape}"
-        # The sum is quicker, and seldom overflows where all are finite.
-        if not (math.isfinite(array.sum()) or np.isfinite(array).all()):
-            return f"{name} not finite"
-    for name, value in (("energy", s.energy), ("energy_above_relaxed", s.energy_above_relaxed)):
-        if value is not None and not math.isfinite(value):
-            return f"{name} not finite"
-    if s.pbc and abs(np.linalg.det(s.cell)) < LEAST_VOLUME:
-        return "periodic with a cell of no volume"
-    return None
 
 
 class StructureWriter:

@@ -91,10 +91,26 @@ def test_only_the_rows_asked_for(tmp_path):
         ({"energy_above_relaxed": float("inf")}, "energy_above_relaxed not finite"),
         ({"cell": np.diag([1.0, 1.0, 0.0])}, "no volume"),
         ({"cell": np.eye(2)}, "cell have the shape"),
+        ({"positions": [[0, 0, 0], [1, 1, 1], [0, 0, 0]]}, "two atoms at one position"),
+        ({"positions": [[0, 0, 0], [1, 1, 1], [3, 0, 0]]}, "two atoms at one position"),
+        ({"positions": [[2, 0, 0], [1, 1, 1], [-1, 4, -15 + 1e-7]]}, "two atoms at one position"),
+        ({"positions": [[1, 1, 1], [0, 0, 0], [1, 1, 1]], "cell": None}, "two atoms at one position"),
     ],
 )
 def test_damaged_structures_are_named(changes, reason):
     assert reason in (fault(example(1, **changes)) or "")
+
+
+def test_names_that_are_no_text_are_faults():
+    for name in ("caf\udce9-000000", "\ud800"):
+        assert "no text" in (fault(replace(example(1), structure_id=name)) or "")
+        assert "no text" in (fault(replace(example(1), group_id=name)) or "")
+
+
+def test_close_atoms_and_images_without_a_cell_have_no_fault():
+    for positions in ([[0, 0, 0], [0, 0, 1e-4], [0, 1e-4, 0]], [[0, 0, 0], [1.5, 2, 2.5], [1.5, 2, 0]]):
+        assert fault(example(1, positions=positions)) is None
+    assert fault(example(2, positions=[[0, 0, 0], [3, 0, 0], [0, 4, 0]], cell=None)) is None
 
 
 def test_sound_structures_have_no_fault():
