@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "structures"
 VERSION = 1
+# Structures in a row group, or fewer: it is closed by the one with which it has so many atoms.
 ROW_GROUP = 1000
+ROW_GROUP_ATOMS = 1_000_000
 DEFAULT_MAX_BAD_FRACTION = 0.01
 _REPORTED = 1000
 
@@ -131,6 +133,7 @@ class StructureWriter:
         self._reasons: Counter[str] = Counter()
         self._schema = FIELDS.with_metadata(schema_metadata(SCHEMA, VERSION, metadata))
         self._rows: list[Structure] = []
+        self._row_atoms = 0
         # What is not yet enough for a row group.
         self._tables: list[pa.Table] = []
         self._seen: set[bytes] = set()
@@ -151,7 +154,7 @@ class StructureWriter:
             return
         with self._stack:
             self._collect()
-            self._write_groups(smallest=1)
+            self._write_groups(last=True)
             self._judge()
             self._writer.close()
             write_json(
@@ -173,7 +176,8 @@ class StructureWriter:
         self._rows.append(candidate)
         self.written += 1
         self.atoms += len(candidate)
-        if len(self._rows) == ROW_GROUP:
+        self._row_atoms += len(candidate)
+        if len(self._rows) == ROW_GROUP or self._row_atoms >= ROW_GROUP_ATOMS:
             self._collect()
         return True
 
@@ -227,17 +231,22 @@ class StructureWriter:
         if self._rows:
             self._tables.append(columns_table([structure_columns(self._rows)]))
             self._rows = []
+            self._row_atoms = 0
         if table is not None:
             self._tables.append(table)
-        self._write_groups(smallest=ROW_GROUP)
+        self._write_groups()
 
-    def _write_groups(self, smallest: int) -> None:
-        """Write row groups while there are enough rows; they are cut alike however the rows came."""
-        while sum(table.num_rows for table in self._tables) >= smallest:
+    def _write_groups(self, last: bool = False) -> None:
+        """Write the row groups that are full, or all; they are cut alike however the rows came."""
+        while self._tables:
             waiting = pa.concat_tables(self._tables)
-            group = waiting.slice(0, ROW_GROUP).combine_chunks().cast(self._schema)
+            atoms = np.cumsum(pc.list_value_length(waiting.column("numbers")).to_numpy(), dtype=np.int64)
+            rows = min(ROW_GROUP, int(np.searchsorted(atoms, ROW_GROUP_ATOMS)) + 1)
+            if waiting.num_rows == 0 or (waiting.num_rows < rows and not last):
+                return
+            group = waiting.slice(0, rows).combine_chunks().cast(self._schema)
             self._writer.write_table(group, row_group_size=ROW_GROUP)
-            self._tables = [waiting.slice(ROW_GROUP)]
+            self._tables = [waiting.slice(rows)]
 
     def _judge(self) -> None:
         total = self.written + self.n_rejected

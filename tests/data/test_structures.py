@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from forceuq.data.structure_columns import columns_table, structure_columns
 from forceuq.data.structures import (
     ROW_GROUP,
     StructureWriter,
@@ -61,6 +62,22 @@ def test_round_trip_is_exact_over_row_groups(tmp_path):
     assert pq.ParquetFile(path).metadata.num_row_groups == 3
     report = json.loads(report_path(path).read_text())
     assert report == {"written": len(items), "atoms": sum(map(len, items)), "n_rejected": 0, "rejected": []}
+
+
+def test_row_groups_are_bounded_by_atoms_however_the_rows_come(tmp_path, monkeypatch):
+    monkeypatch.setattr("forceuq.data.structures.ROW_GROUP_ATOMS", 20)
+    sizes = [3, 3, 14, 25, 1, 18, 30, 5, 5]
+    items = [example(i, n) for i, n in enumerate(sizes)]
+    path = write(tmp_path / "s.parquet", items)
+    metadata = pq.ParquetFile(path).metadata
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [3, 1, 3, 2]
+    assert all(same(a, b) for a, (_, b) in zip(items, read_structures(path), strict=True))
+    for pieces in ((9,), (2, 7), (1, 5, 3)):
+        with StructureWriter(tmp_path / "t.parquet") as writer:
+            rest = iter(items)
+            for piece in pieces:
+                writer.add_table(columns_table([structure_columns([next(rest) for _ in range(piece)])]))
+        assert (tmp_path / "t.parquet").read_bytes() == path.read_bytes()
 
 
 def test_only_the_rows_asked_for(tmp_path):
