@@ -237,6 +237,24 @@ def test_a_repeated_material_is_not_lost(tmp_path):
     assert len(list(read_structures(read(tmp_path, text)))) == 18
 
 
+def test_a_repeated_frame_of_a_material_is_counted(tmp_path):
+    data = materials(2)
+    data["mp-1"]["mp-1-0-4"]["corrected_total_energy"] = -99.0
+    structures = read(tmp_path, json.dumps(data).replace('"mp-1-0-4"', '"mp-1-0-2"'), Options(max_bad_fraction=0.1))
+    report = json.loads(report_path(structures).read_text())
+    assert (report["written"], report["n_rejected"]) == (17, 1)
+    assert report["rejected"] == [{"id": "mp-1-0-2", "reason": "duplicate structure_id"}]
+    assert -99.0 not in [item.energy for _, item in read_structures(structures)]
+
+
+def test_a_frame_whose_id_is_no_text_is_left_out(tmp_path):
+    data = materials(12)
+    data["mp-1"]["\ud800"] = data["mp-1"].pop("mp-1-0-2")
+    report = json.loads(report_path(read(tmp_path, data)).read_text())
+    assert report["written"] == 12 * 9 - 1
+    assert report["rejected"][0]["id"] == "\ud800"
+
+
 def test_damage_is_told_by_a_process_with_file_and_place(tmp_path, monkeypatch):
     monkeypatch.setattr("forceuq.data.sources.mptrj._PIECE", 20_000)
     text = json.dumps(materials(40))
