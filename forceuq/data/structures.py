@@ -5,6 +5,7 @@ Units: Å, eV, eV/Å.
 """
 
 import hashlib
+import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -35,6 +36,7 @@ ROW_GROUP = 1000
 ROW_GROUP_ATOMS = 1_000_000
 DEFAULT_MAX_BAD_FRACTION = 0.01
 _REPORTED = 1000
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,8 @@ class StructureWriter:
 
     A context manager; the file and its sidecar ``<path>.report.json`` appear when the block ends without an
     exception. The report holds ``written``, ``atoms``, ``n_rejected`` and, of the first thousand, the id and
-    the reason in ``rejected``. Memory: one row group, and a few dozen bytes a structure to find duplicates.
+    the reason in ``rejected``, and the ``warnings``. Memory: one row group, and a few dozen bytes a structure to
+    find duplicates.
 
     Args:
         path: the Parquet file.
@@ -131,6 +134,7 @@ class StructureWriter:
         self.n_rejected = 0
         self._rejected: list[dict[str, str]] = []
         self._reasons: Counter[str] = Counter()
+        self._warnings: list[str] = []
         self._schema = FIELDS.with_metadata(schema_metadata(SCHEMA, VERSION, metadata))
         self._rows: list[Structure] = []
         self._row_atoms = 0
@@ -164,6 +168,7 @@ class StructureWriter:
                     "atoms": self.atoms,
                     "n_rejected": self.n_rejected,
                     "rejected": self._rejected,
+                    "warnings": self._warnings,
                 },
             )
 
@@ -205,6 +210,11 @@ class StructureWriter:
         self._reasons[reason] += 1
         if len(self._rejected) < _REPORTED:
             self._rejected.append({"id": structure_id, "reason": reason})
+
+    def warn(self, message: str) -> None:
+        """Say something about the raw file in the log and in the report."""
+        _LOGGER.warning("%s: %s", self.path, message)
+        self._warnings.append(message)
 
     def _kept(self, ids: Sequence[str], waiting: deque[tuple[int, str, str]]) -> list[bool]:
         """Reject repeated ids and what waits, in the order of the rows; return which rows are left."""

@@ -1,12 +1,15 @@
 """Archives that are damaged or of an unusual make: every file is read, or there is an error."""
 
+import bz2
 import gzip
 import io
+import lzma
 import tarfile
+import zipfile
 
 import pytest
 
-from forceuq.data.archives import members, whole_archive
+from forceuq.data.archives import members, say_passed_over, whole_archive
 from forceuq.errors import DataError
 
 NAMES = [f"f{i}.xyz" for i in range(5)]
@@ -24,11 +27,19 @@ def tar(names=NAMES, size=700) -> bytes:
     return buffer.getvalue()
 
 
-def read(folder, content: bytes, suffixes=(".xyz",)) -> list[str]:
+def zipped(names) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, name)
+    return buffer.getvalue()
+
+
+def read(folder, content: bytes, passed_over=None) -> list[str]:
     """Return the names of the members, which are all read."""
     (folder / "raw").write_bytes(content)
     with whole_archive(folder / "raw"):
-        return [member.name for member in members(folder / "raw", suffixes) if member.stream.read()]
+        return [member.name for member in members(folder / "raw", (".xyz",), passed_over) if member.stream.read()]
 
 
 @PACKING
@@ -70,3 +81,33 @@ def test_damage_behind_a_long_name_is_refused(tmp_path):
     whole[at + 1] ^= 1
     with pytest.raises(DataError, match=f"damaged header at byte {at}"):
         read(tmp_path, bytes(whole))
+
+
+@pytest.mark.parametrize("pack", [tar, zipped])
+def test_suffixes_in_upper_case_are_read_and_what_is_passed_over_is_named(tmp_path, pack):
+    passed: list[str] = []
+    names = ["a.xyz", "b.XYZ", "d.EXTXYZ", "e", "._a.xyz", "._f", "x.gz", "deep/a.b.Xyz"]
+    assert read(tmp_path, pack(names), passed) == ["a.xyz", "b.XYZ", "deep/a.b.Xyz"]
+    assert passed == ["d.EXTXYZ", "e", "x.gz"]
+
+
+@pytest.mark.parametrize("pack", [tar, zipped])
+@pytest.mark.parametrize("name", ["c.xyz.gz", "c.XYZ.BZ2", "deep/c.xyz.zst"])
+def test_a_compressed_file_in_an_archive_is_to_be_unpacked(tmp_path, pack, name):
+    with pytest.raises(DataError, match=f"record {name}: a compressed file in the archive; unpack it"):
+        read(tmp_path, pack(["a.xyz", name]))
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("lines", [3, 3000])
+def test_a_compressed_file_alone_is_to_be_unpacked(tmp_path, compress, lines):
+    with pytest.raises(DataError, match="a single compressed file has to be unpacked"):
+        read(tmp_path, compress(b"1\n\nCu 0 0 0 0 0 0\n" * lines))
+
+
+def test_the_first_of_many_that_are_passed_over_are_named():
+    said: list[str] = []
+    say_passed_over([], said.append)
+    say_passed_over([f"caf\udce9{i}" for i in range(7)], said.append)
+    first = ", ".join(rf"caf\udce9{i}" for i in range(5))
+    assert said == [f"7 files in the archive were passed over for their suffix: {first}, ..."]

@@ -61,7 +61,13 @@ def test_round_trip_is_exact_over_row_groups(tmp_path):
     assert all(same(a, b) for a, (_, b) in zip(items, back, strict=True))
     assert pq.ParquetFile(path).metadata.num_row_groups == 3
     report = json.loads(report_path(path).read_text())
-    assert report == {"written": len(items), "atoms": sum(map(len, items)), "n_rejected": 0, "rejected": []}
+    assert report == {
+        "written": len(items),
+        "atoms": sum(map(len, items)),
+        "n_rejected": 0,
+        "rejected": [],
+        "warnings": [],
+    }
 
 
 def test_row_groups_are_bounded_by_atoms_however_the_rows_come(tmp_path, monkeypatch):
