@@ -1,19 +1,23 @@
 """What is wrong with a structure."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from forceuq.data.structure_columns import Columns
     from forceuq.data.structures import Structure
 
 HEAVIEST = 118
 # Å³ of a periodic cell; below it there is none.
 LEAST_VOLUME = 1e-6
 # Along each lattice vector, or in an Å.
-_PLACES = 1e6
+_PLACES = 2**20
+# Odd, and of 64 bits at random: with them places and structures become numbers that hardly ever coincide.
+_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
 
 
 def fault(candidate: "Structure") -> str | None:
@@ -50,8 +54,27 @@ def fault(candidate: "Structure") -> str | None:
     return None
 
 
+def may_coincide(parts: Sequence["Columns"]) -> bool:
+    """Return whether two atoms of a structure may be at one position, for many periodic structures at once.
+
+    True may also be said where none are, but hardly ever is: places are told apart by numbers made of them.
+    """
+    atoms = np.concatenate([part.atoms for part in parts])
+    cells = np.concatenate([part.cells for part in parts])
+    with np.errstate(over="ignore", invalid="ignore"):
+        towards = np.repeat(np.linalg.inv(cells) * _PLACES, atoms, axis=0)
+        places = np.einsum("ni,nij->nj", np.concatenate([part.positions for part in parts]), towards)
+        whole = np.rint(places, out=places).astype(np.int64)
+    whole &= _PLACES - 1
+    keys = np.repeat(np.arange(len(atoms), dtype=np.uint64) * _FACTORS[3], atoms)
+    for along in range(3):
+        keys += whole.view(np.uint64)[:, along] * _FACTORS[along]
+    keys.sort()
+    return bool((keys[1:] == keys[:-1]).any())
+
+
 def _coincident(positions: NDArray[np.float64], cell: NDArray[np.float64] | None) -> bool:
-    """Return whether two atoms are at one position, or at images of it, to a millionth of the cell (of an Å)."""
+    """Return whether two atoms are at one position, or at images of it, to about a millionth of the cell (of an Å)."""
     if len(positions) == 1:
         return False
     with np.errstate(over="ignore", invalid="ignore"):

@@ -237,6 +237,23 @@ def test_a_repeated_material_is_not_lost(tmp_path):
     assert len(list(read_structures(read(tmp_path, text)))) == 18
 
 
+def test_two_atoms_at_one_position_are_found_among_frames_that_are_as_published(tmp_path):
+    data = materials(40)
+    plain = read(tmp_path / "a", data).read_bytes()
+    data["mp-7"]["mp-7-0-3"]["structure"]["sites"][0]["xyz"] = [1 + 4, 0.5 + 5 + 1, 6]  # the other atom's image
+    structures = read(tmp_path / "b", data)
+    report = json.loads(report_path(structures).read_text())
+    assert report["rejected"] == [{"id": "mp-7-0-3", "reason": "two atoms at one position"}]
+    assert report["written"] == 40 * 9 - 1
+    whole, rest = (
+        {s.structure_id: s.positions.tolist() for _, s in read_structures(tmp_path / f"{name}/s.parquet")}
+        for name in "ab"
+    )
+    assert whole.pop("mp-7-0-3")
+    assert whole == rest
+    assert read(tmp_path / "c", materials(40)).read_bytes() == plain
+
+
 def test_a_repeated_frame_of_a_material_is_counted(tmp_path):
     data = materials(2)
     data["mp-1"]["mp-1-0-4"]["corrected_total_energy"] = -99.0

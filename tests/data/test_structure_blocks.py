@@ -84,6 +84,23 @@ def test_sums_that_overflow_are_left_to_the_look_at_each():
     assert len(block.table()) == 3
 
 
+def test_atoms_at_one_position_are_found_in_many_structures_at_once():
+    rows = [sound(index) for index in range(60)]
+    block = StructureBlock()
+    block.add_columns(structure_columns(rows[:30]))
+    block.add_columns(structure_columns(rows[30:]))
+    assert not block.may_coincide()
+    for index in (1, 31, 59):
+        # On the corner of the cell, where places wrap, with rounding on either side.
+        positions = np.array([[-1e-12, 3, 4 + 1e-12], [1, 1, 1], [2, 0, 0], [0.5, 0.5, 0.5]])[: len(rows[index])]
+        bad = replace(rows[index], positions=positions)
+        assert (fault(bad) is not None) == (len(bad) > 2)
+        other = StructureBlock()
+        other.add_columns(structure_columns([*rows[:index], bad, *rows[index + 1 :]]))
+        assert other.may_coincide() == (len(bad) > 2)
+    assert not StructureBlock().may_coincide()
+
+
 def test_other_scripts_are_left_to_the_look_at_each():
     row = replace(sound(2), structure_id="naïve", group_id="é")
     assert not all_sound(structure_columns([row]))
