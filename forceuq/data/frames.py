@@ -5,7 +5,7 @@ frames' ends are lost: the first is one bad record, the second an error.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -26,12 +26,15 @@ class FrameError(ValueError):
     """One frame that cannot be read; the frames after it can."""
 
 
-def xyz_frames(stream: IO[bytes], file: Path, record: str | None = None) -> "Iterator[tuple[int, Atoms | FrameError]]":
+def xyz_frames(
+    stream: IO[bytes], file: Path, warn: Callable[[str], None], record: str | None = None
+) -> "Iterator[tuple[int, Atoms | FrameError]]":
     """Stream the frames of an extended XYZ file with their indices; memory: one frame.
 
     Args:
         stream: the bytes; read once from begin to end.
         file: what errors name.
+        warn: is told of a last line without an end: it may be cut off inside its last number.
         record: the member of an archive, for errors.
 
     Raises:
@@ -59,6 +62,11 @@ def xyz_frames(stream: IO[bytes], file: Path, record: str | None = None) -> "Ite
                 f"ends inside frame {index} of {n} atoms; the file is cut off: fetch it again",
                 file=file,
                 record=record,
+            )
+        if not lines[-1].endswith(b"\n"):
+            place = "" if record is None else f" of {record}"
+            warn(
+                f"the last line{place} has no end: the file may be cut off, and the last number of frame {index} wrong"
             )
         try:
             # A frame at a time: ASE's own iterator would go through the whole file first, then seek.

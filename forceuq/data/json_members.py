@@ -2,16 +2,17 @@
 
 A file of any size is cut at the boundaries of its outermost object's members in one sequential pass: quotes and
 braces are all that is looked at, strings and escapes are respected, and the text itself is read again by whoever
-parses the member. A file is valid JSON if and only if the cuts succeed and every member parses.
+parses the member. A file is valid JSON if and only if the cuts succeed and every member parses; NaN and Infinity, which
+Python's ``json`` writes, count as valid.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,9 @@ def read_span(descriptor: int, span: Span) -> bytes:
 
 
 def parse_members(text: bytes) -> list[tuple[str, Any]]:
-    """Return the (key, value) pairs of a span's text, repeated keys included.
+    """Return the (key, value) pairs of a span's text, repeated keys included; further inside, see ``pairs_of``.
+
+    NaN and Infinity come as floats: what they mean in a record is for its reader to say.
 
     Raises:
         ValueError: it is not valid JSON.
@@ -84,17 +87,27 @@ def parse_members(text: bytes) -> list[tuple[str, Any]]:
     def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal last
         last = pairs
-        return dict(pairs)
+        found = dict(pairs)
+        return found if len(found) == len(pairs) else _Repeated(pairs)
 
     try:
-        json.loads(f"{{{text.decode()}}}", object_pairs_hook=keep, parse_constant=_refuse)
+        json.loads(f"{{{text.decode()}}}", object_pairs_hook=keep)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     return last
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
+def pairs_of(parsed: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the (key, value) pairs of an object inside a parsed member, repeated keys included."""
+    return parsed.pairs if isinstance(parsed, _Repeated) else list(parsed.items())
+
+
+class _Repeated(dict[str, Any]):
+    """An object in which a key is repeated: as a dictionary it has the last value of each."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
 
 
 class _Cutter:

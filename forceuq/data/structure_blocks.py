@@ -7,13 +7,18 @@ import numpy as np
 import pyarrow as pa
 
 from forceuq.data.structure_columns import Columns, columns_table, structure_columns
-from forceuq.data.structures import HEAVIEST, LEAST_VOLUME, Structure, fault
+from forceuq.data.structure_faults import HEAVIEST, LEAST_VOLUME, fault, may_coincide
+from forceuq.data.structures import Structure
+
+# Columns: so few that what is computed of them stays in the processor's cache.
+_AT_ONCE = 24
 
 
 def all_sound(columns: Columns) -> bool:
     """Return whether nothing is wrong with any of some structures, as far as can be told of all at once.
 
-    False may also be said of sound ones: those with energies that are None, or without a cell, or whose sums overflow.
+    False may also be said of sound ones: those with energies that are None, or without a cell, or whose sums overflow,
+    or with other than ASCII ids. Atoms at one position are not looked for: see ``StructureBlock.may_coincide``.
     """
     energies = 0.0
     for energy, above in zip(columns.energies, columns.energies_above_relaxed, strict=True):
@@ -24,6 +29,7 @@ def all_sound(columns: Columns) -> bool:
     return bool(
         all(columns.structure_ids)
         and all(columns.group_ids)
+        and "".join([*columns.structure_ids, *columns.group_ids]).isascii()
         and all(columns.atoms)
         and all(columns.pbc)
         and all(map(math.isfinite, finite))
@@ -65,6 +71,15 @@ class StructureBlock:
     def reject(self, structure_id: str, reason: str) -> None:
         """Count a structure as bad."""
         self.rejected.append((self._taken, structure_id, reason))
+
+    def may_coincide(self) -> bool:
+        """Return whether two atoms may be at one position in periodic structures that were added as columns.
+
+        Then they are to be added one by one. Looked for in many columns at once, which takes a third of the time.
+        """
+        self._gather()
+        parts = [part for part in self._parts if all(part.pbc)]
+        return any(may_coincide(parts[start : start + _AT_ONCE]) for start in range(0, len(parts), _AT_ONCE))
 
     def table(self) -> pa.Table:
         """Return the sound structures as a table for ``StructureWriter.add_table``."""

@@ -5,7 +5,7 @@ Units: Å, eV, eV/Å.
 """
 
 import hashlib
-import math
+import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from forceuq.data.structure_columns import ENCODING, FIELDS, columns_table, structure_columns
+from forceuq.data.structure_faults import fault
 from forceuq.errors import DataError
 from forceuq.files import remove_leftovers, whole_file, write_json
 from forceuq.parquet_schema import open_parquet, schema_metadata
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
 
 SCHEMA = "structures"
 VERSION = 1
+# Structures in a row group, or fewer: it is closed by the one with which it has so many atoms.
 ROW_GROUP = 1000
+ROW_GROUP_ATOMS = 1_000_000
 DEFAULT_MAX_BAD_FRACTION = 0.01
-HEAVIEST = 118
-# Å³ of a periodic cell; below it there is none.
-LEAST_VOLUME = 1e-6
 _REPORTED = 1000
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,40 +104,13 @@ def structure(
     )
 
 
-def fault(candidate: Structure) -> str | None:
-    """Return what is wrong with a structure, or None where nothing is."""
-    s = candidate
-    n = s.numbers.size
-    if not s.structure_id or not s.group_id:
-        return "empty structure_id or group_id"
-    if s.numbers.ndim != 1 or n == 0:
-        return f"no atoms (numbers have the shape {s.numbers.shape})"
-    if s.numbers.min() < 1 or s.numbers.max() > HEAVIEST:
-        return f"unknown element: atomic numbers {s.numbers.min()} to {s.numbers.max()}"
-    for name, array, shape in (
-        ("positions", s.positions, (n, 3)),
-        ("forces", s.forces, (n, 3)),
-        ("cell", s.cell, (3, 3)),
-    ):
-        if array.shape != shape:
-            return f"{name} have the shape {array.shape}, not {shape}"
-        # The sum is quicker, and seldom overflows where all are finite.
-        if not (math.isfinite(array.sum()) or np.isfinite(array).all()):
-            return f"{name} not finite"
-    for name, value in (("energy", s.energy), ("energy_above_relaxed", s.energy_above_relaxed)):
-        if value is not None and not math.isfinite(value):
-            return f"{name} not finite"
-    if s.pbc and abs(np.linalg.det(s.cell)) < LEAST_VOLUME:
-        return "periodic with a cell of no volume"
-    return None
-
-
 class StructureWriter:
     """Write structures to a Parquet file, leaving out and counting damaged ones.
 
     A context manager; the file and its sidecar ``<path>.report.json`` appear when the block ends without an
     exception. The report holds ``written``, ``atoms``, ``n_rejected`` and, of the first thousand, the id and
-    the reason in ``rejected``. Memory: one row group, and a few dozen bytes a structure to find duplicates.
+    the reason in ``rejected``, and the ``warnings``. Memory: one row group, and a few dozen bytes a structure to
+    find duplicates.
 
     Args:
         path: the Parquet file.
@@ -160,8 +134,10 @@ class StructureWriter:
         self.n_rejected = 0
         self._rejected: list[dict[str, str]] = []
         self._reasons: Counter[str] = Counter()
+        self._warnings: list[str] = []
         self._schema = FIELDS.with_metadata(schema_metadata(SCHEMA, VERSION, metadata))
         self._rows: list[Structure] = []
+        self._row_atoms = 0
         # What is not yet enough for a row group.
         self._tables: list[pa.Table] = []
         self._seen: set[bytes] = set()
@@ -182,7 +158,7 @@ class StructureWriter:
             return
         with self._stack:
             self._collect()
-            self._write_groups(smallest=1)
+            self._write_groups(last=True)
             self._judge()
             self._writer.close()
             write_json(
@@ -192,6 +168,7 @@ class StructureWriter:
                     "atoms": self.atoms,
                     "n_rejected": self.n_rejected,
                     "rejected": self._rejected,
+                    "warnings": self._warnings,
                 },
             )
 
@@ -204,7 +181,8 @@ class StructureWriter:
         self._rows.append(candidate)
         self.written += 1
         self.atoms += len(candidate)
-        if len(self._rows) == ROW_GROUP:
+        self._row_atoms += len(candidate)
+        if len(self._rows) == ROW_GROUP or self._row_atoms >= ROW_GROUP_ATOMS:
             self._collect()
         return True
 
@@ -233,6 +211,11 @@ class StructureWriter:
         if len(self._rejected) < _REPORTED:
             self._rejected.append({"id": structure_id, "reason": reason})
 
+    def warn(self, message: str) -> None:
+        """Say something about the raw file in the log and in the report."""
+        _LOGGER.warning("%s: %s", self.path, message)
+        self._warnings.append(message)
+
     def _kept(self, ids: Sequence[str], waiting: deque[tuple[int, str, str]]) -> list[bool]:
         """Reject repeated ids and what waits, in the order of the rows; return which rows are left."""
         keep = []
@@ -258,17 +241,22 @@ class StructureWriter:
         if self._rows:
             self._tables.append(columns_table([structure_columns(self._rows)]))
             self._rows = []
+            self._row_atoms = 0
         if table is not None:
             self._tables.append(table)
-        self._write_groups(smallest=ROW_GROUP)
+        self._write_groups()
 
-    def _write_groups(self, smallest: int) -> None:
-        """Write row groups while there are enough rows; they are cut alike however the rows came."""
-        while sum(table.num_rows for table in self._tables) >= smallest:
+    def _write_groups(self, last: bool = False) -> None:
+        """Write the row groups that are full, or all; they are cut alike however the rows came."""
+        while self._tables:
             waiting = pa.concat_tables(self._tables)
-            group = waiting.slice(0, ROW_GROUP).combine_chunks().cast(self._schema)
+            atoms = np.cumsum(pc.list_value_length(waiting.column("numbers")).to_numpy(), dtype=np.int64)
+            rows = min(ROW_GROUP, int(np.searchsorted(atoms, ROW_GROUP_ATOMS)) + 1)
+            if waiting.num_rows == 0 or (waiting.num_rows < rows and not last):
+                return
+            group = waiting.slice(0, rows).combine_chunks().cast(self._schema)
             self._writer.write_table(group, row_group_size=ROW_GROUP)
-            self._tables = [waiting.slice(ROW_GROUP)]
+            self._tables = [waiting.slice(rows)]
 
     def _judge(self) -> None:
         total = self.written + self.n_rejected

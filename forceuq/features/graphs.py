@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import multiprocessing
 import pickle
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from forceuq.backbones import BackboneModule, load_backbone_module
 from forceuq.data.structures import Structure
+from forceuq.processes import result_of, worker_pool
 
 Batch = list[tuple[int, Structure]]
 
@@ -111,10 +111,10 @@ class GraphBuilder:
             waiting.append((batch, self._pool.submit(_build, self._kind, self._settings, structures, self._max_edges)))
             if len(waiting) > self._ahead:
                 ready, future = waiting.popleft()
-                yield from _paired(ready, pickle.loads(future.result()))
+                yield from _paired(ready, pickle.loads(result_of(self._pool, future)))
         while waiting:
             ready, future = waiting.popleft()
-            yield from _paired(ready, pickle.loads(future.result()))
+            yield from _paired(ready, pickle.loads(result_of(self._pool, future)))
 
 
 def _paired(batch: Batch, graphs: list[tuple[int, Any]]) -> list[tuple[Batch, Any]]:
@@ -124,18 +124,18 @@ def _paired(batch: Batch, graphs: list[tuple[int, Any]]) -> list[tuple[Batch, An
 
 @contextlib.contextmanager
 def graph_builder(kind: str, settings: Any, max_edges: int, workers: int) -> Iterator[GraphBuilder]:
-    """Start the processes that build graphs, and wait until they can; none of them for ``workers`` = 0."""
+    """Start the processes that build graphs, and wait until they can; none of them for ``workers`` = 0.
+
+    Raises:
+        ForceUQError: one of them was ended from outside.
+    """
     if workers == 0:
         yield GraphBuilder(kind, settings, max_edges, None, 0)
         return
-    # Spawned, since a fork of a process that runs torch's threads or CUDA may hang.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
+    with worker_pool(workers) as pool:
         # A molecule of hydrogen: what builds graphs is imported when the first one is built.
         positions = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]])
         first = Structure("", "", np.array([1, 1]), positions, np.zeros((3, 3)), False, None, np.zeros((2, 3)), None)
         for ready in [pool.submit(_build, kind, settings, [first], max_edges) for _ in range(workers)]:
-            ready.result()
+            result_of(pool, ready)
         yield GraphBuilder(kind, settings, max_edges, pool, 2 * workers)
-    finally:
-        pool.shutdown(cancel_futures=True)

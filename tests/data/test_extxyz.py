@@ -199,6 +199,26 @@ def test_damaged_files_are_errors(tmp_path):
         assert no_traces(tmp_path)
 
 
+def test_what_is_passed_over_is_in_the_log_and_the_report(tmp_path, caplog):
+    whole = trajectory(tmp_path / "t.traj", FRAMES[:2])
+    items = read(tmp_path, zipped({"a.XYZ": xyz(FRAMES[2:]), "b.TRAJ": whole, "c.cif": "x", "d.xyz_old": "y"}))
+    assert [item.structure_id for item in items] == [*(f"a-00000{i}" for i in range(3)), "b-000000", "b-000001"]
+    said = "2 files in the archive were passed over for their suffix: c.cif, d.xyz_old"
+    assert json.loads(report_path(tmp_path / "s.parquet").read_text())["warnings"] == [said]
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path / 's.parquet'}: {said}"]
+
+
+def test_a_last_line_without_an_end_is_warned_of(tmp_path):
+    """A cut inside the last number gives a frame that looks whole."""
+    text = xyz(FRAMES).rstrip()
+    assert len(read(tmp_path, text[:-3].encode())) == 5
+    (said,) = json.loads(report_path(tmp_path / "s.parquet").read_text())["warnings"]
+    assert said == "the last line has no end: the file may be cut off, and the last number of frame 4 wrong"
+    read(tmp_path, zipped({"a.xyz": text, "b.xyz": text + "\n"}))
+    (said,) = json.loads(report_path(tmp_path / "s.parquet").read_text())["warnings"]
+    assert said.startswith("the last line of a.xyz has no end")
+
+
 def test_options_are_checked():
     with pytest.raises(ValidationError, match="sum to 1"):
         Options(fractions=(0.8, 0.1, 0.2))

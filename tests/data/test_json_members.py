@@ -78,6 +78,16 @@ def test_what_is_cut_is_json_and_nothing_else_is(tmp_path, members, style, data)
     assert repr(found) == repr(expected if isinstance(expected, dict) else None)
 
 
+def test_what_python_writes_for_numbers_that_are_not_finite_is_read(tmp_path):
+    text = '{"a": {"x": [NaN, 1.5]}, "b": -Infinity, "c": Infinity}'
+    (tmp_path / "x").write_text(text)
+    assert repr(cut(tmp_path / "x")) == repr(list(json.loads(text).items()))
+    for other in ("nan", "inf", "+Infinity", "-NaN", "Infinit"):
+        (tmp_path / "x").write_text(f'{{"a": {other}}}')
+        with pytest.raises(ValueError, match="Expecting"):
+            cut(tmp_path / "x")
+
+
 def test_members_with_objects_come_one_a_span(tmp_path):
     path = write(tmp_path / "x", [("a", {"}": 1}), ("b", {}), ("c", {"x": {"\\": '"{'}}), ("a", {})])
     spans = list(member_spans(path))

@@ -9,14 +9,15 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from forceuq.data.sources._mptrj_frames import _as_published, read_materials
+from forceuq.data.sources._mptrj_frames import _as_published, _structure, read_materials
 from forceuq.data.sources.mptrj import PARTS, Options, convert, parts, split, tasks
 from forceuq.data.splits import PartRef, part_counts, read_part
 from forceuq.data.structure_blocks import StructureBlock
+from forceuq.data.structure_faults import fault
 from forceuq.data.structures import read_columns, read_structures, report_path
 from forceuq.errors import DataError
 
@@ -133,6 +134,14 @@ SITE = ("structure", "sites", 0)
         (("force",), [[0.1, 0, 0], [0.1, 0, None]], "forces"),
         (("force",), None, "force is null"),
         (("force",), KeyError, "no force"),
+        (("force",), [[0.1, 0, 0], [0.1, 0, float("nan")]], "forces not finite"),
+        (("force",), float("nan"), "forces have the shape ()"),
+        ((*SITE, "xyz"), [float("inf"), 0, 0], "positions not finite"),
+        ((*SITE, "species", 0, "occu"), float("nan"), "partial or mixed occupation"),
+        (("structure", "lattice", "matrix"), [[1, 0, 0], [0, 1, 0], [0, 0, -float("inf")]], "cell not finite"),
+        (("corrected_total_energy",), float("nan"), "energy not finite"),
+        (("e_per_atom_relaxed",), float("nan"), "energy_above_relaxed not finite"),
+        (("structure",), float("nan"), "float"),
         (("corrected_total_energy",), None, "corrected_total_energy is None"),
         (("e_per_atom_relaxed",), None, "e_per_atom_relaxed is None"),
         (("energy_per_atom",), KeyError, "no energy_per_atom"),
@@ -152,6 +161,16 @@ def test_a_damaged_frame_is_left_out_with_id_and_reason(tmp_path, path, value, r
     assert report["written"] == 12 * 9 - 1
     assert [entry["id"] for entry in report["rejected"]] == ["mp-3-0-1"]
     assert reason in report["rejected"][0]["reason"]
+
+
+def test_nan_in_what_is_not_read_costs_nothing(tmp_path):
+    plain = read(tmp_path / "a", materials(2))
+    data = materials(2)
+    frame = data["mp-1"]["mp-1-0-0"]
+    frame.update(bandgap=float("nan"), magmom=[float("inf"), -float("inf")])
+    frame["structure"]["sites"][0]["properties"] = {"charge": float("nan")}
+    assert read(tmp_path / "b", data).read_bytes() == plain.read_bytes()
+    assert report_path(tmp_path / "b/s.parquet").read_text() == report_path(plain).read_text()
 
 
 def test_too_many_damaged_frames_are_an_error(tmp_path):
@@ -216,6 +235,41 @@ def test_a_repeated_material_is_not_lost(tmp_path):
     (first, frames), (_, others) = materials(2).items()
     text = f'{{"{first}": {json.dumps(frames)}, "{first}": {json.dumps(others)}}}'
     assert len(list(read_structures(read(tmp_path, text)))) == 18
+
+
+def test_two_atoms_at_one_position_are_found_among_frames_that_are_as_published(tmp_path):
+    data = materials(40)
+    plain = read(tmp_path / "a", data).read_bytes()
+    data["mp-7"]["mp-7-0-3"]["structure"]["sites"][0]["xyz"] = [1 + 4, 0.5 + 5 + 1, 6]  # the other atom's image
+    structures = read(tmp_path / "b", data)
+    report = json.loads(report_path(structures).read_text())
+    assert report["rejected"] == [{"id": "mp-7-0-3", "reason": "two atoms at one position"}]
+    assert report["written"] == 40 * 9 - 1
+    whole, rest = (
+        {s.structure_id: s.positions.tolist() for _, s in read_structures(tmp_path / f"{name}/s.parquet")}
+        for name in "ab"
+    )
+    assert whole.pop("mp-7-0-3")
+    assert whole == rest
+    assert read(tmp_path / "c", materials(40)).read_bytes() == plain
+
+
+def test_a_repeated_frame_of_a_material_is_counted(tmp_path):
+    data = materials(2)
+    data["mp-1"]["mp-1-0-4"]["corrected_total_energy"] = -99.0
+    structures = read(tmp_path, json.dumps(data).replace('"mp-1-0-4"', '"mp-1-0-2"'), Options(max_bad_fraction=0.1))
+    report = json.loads(report_path(structures).read_text())
+    assert (report["written"], report["n_rejected"]) == (17, 1)
+    assert report["rejected"] == [{"id": "mp-1-0-2", "reason": "duplicate structure_id"}]
+    assert -99.0 not in [item.energy for _, item in read_structures(structures)]
+
+
+def test_a_frame_whose_id_is_no_text_is_left_out(tmp_path):
+    data = materials(12)
+    data["mp-1"]["\ud800"] = data["mp-1"].pop("mp-1-0-2")
+    report = json.loads(report_path(read(tmp_path, data)).read_text())
+    assert report["written"] == 12 * 9 - 1
+    assert report["rejected"][0]["id"] == "\ud800"
 
 
 def test_damage_is_told_by_a_process_with_file_and_place(tmp_path, monkeypatch):
@@ -284,6 +338,7 @@ def test_the_quick_reader_gives_what_the_careful_one_gives(numbers, energy):
     data = record("mp-1", 0.02)
     data.update(force=[numbers[:3], numbers[3:]], corrected_total_energy=energy, energy_per_atom=numbers[0])
     data["structure"]["sites"][0]["xyz"] = numbers[2:5]
+    assume(fault(_structure("mp-1", "a", data)) is None)  # such as both atoms at one position
     text = json.dumps({"mp-1": {"a": data, "b": record("mp-1", 0.1)}})[1:-1].encode()
     assert len(_as_published(text).atoms) == 2
     quick, careful = StructureBlock(), StructureBlock()

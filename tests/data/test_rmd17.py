@@ -155,6 +155,11 @@ def test_what_is_missing_is_named_with_the_nearest(tmp_path, options, message):
         ({"water": arrays(0, [8, 1, 1], forces=None)}, r"no array \['forces'\]"),
         ({"water": arrays(0, [8, 1]) | {"coords": np.zeros((20, 3, 3))}}, r"coords has the shape \(20, 3, 3\)"),
         ({"water": arrays(0, [8, 1, 1], energies=np.array([object()] * 20))}, "allow_pickle"),
+        ({"water": arrays(0, [8, 1, 1], energies=np.array(1.0))}, "energies is a single value"),
+        ({"water": arrays(0, [8, 1, 1], nuclear_charges=np.array(8))}, "nuclear_charges is a single value"),
+        ({"water": arrays(0, [8, 1, 1], nuclear_charges=np.array([8, 1.5, 1]))}, r"no integers: \[8\. +1\.5 1\. \]"),
+        ({"water": arrays(0, [8, 1, 1], forces=np.ones((20, 3, 3)) * 1j)}, "forces holds complex128, not real"),
+        ({"water": arrays(0, [8, 1, 1], forces=np.full((20, 3, 3), "1"))}, "forces holds <U1, not real"),
     ],
 )
 def test_damaged_content_is_refused(tmp_path, changes, message):

@@ -28,6 +28,8 @@ def sound(index):
 FAULTS = {
     "no id": {"structure_id": ""},
     "no group": {"group_id": ""},
+    "id is no text": {"structure_id": "a\udcff"},
+    "group is no text": {"group_id": "\ud800"},
     "no atoms": {"numbers": np.zeros(0, np.int32), "positions": np.zeros((0, 3)), "forces": np.zeros((0, 3))},
     "number 0": {"numbers": np.array([1, 0], np.int32), "positions": np.ones((2, 3)), "forces": np.ones((2, 3))},
     "number 119": {"numbers": np.array([119], np.int32), "positions": np.ones((1, 3)), "forces": np.ones((1, 3))},
@@ -72,7 +74,7 @@ def test_columns_and_structures_and_what_is_rejected_keep_their_order():
 
 
 def test_sums_that_overflow_are_left_to_the_look_at_each():
-    rows = [replace(sound(2), structure_id=str(index), positions=np.full((3, 3), 1e308)) for index in range(3)]
+    rows = [replace(sound(2), structure_id=str(index), positions=1e308 * np.eye(3)) for index in range(3)]
     with np.errstate(over="ignore"):
         assert not all_sound(structure_columns(rows))
         block = StructureBlock()
@@ -80,6 +82,29 @@ def test_sums_that_overflow_are_left_to_the_look_at_each():
             block.add(row)
     assert block.rejected == []
     assert len(block.table()) == 3
+
+
+def test_atoms_at_one_position_are_found_in_many_structures_at_once():
+    rows = [sound(index) for index in range(60)]
+    block = StructureBlock()
+    block.add_columns(structure_columns(rows[:30]))
+    block.add_columns(structure_columns(rows[30:]))
+    assert not block.may_coincide()
+    for index in (1, 31, 59):
+        # On the corner of the cell, where places wrap, with rounding on either side.
+        positions = np.array([[-1e-12, 3, 4 + 1e-12], [1, 1, 1], [2, 0, 0], [0.5, 0.5, 0.5]])[: len(rows[index])]
+        bad = replace(rows[index], positions=positions)
+        assert (fault(bad) is not None) == (len(bad) > 2)
+        other = StructureBlock()
+        other.add_columns(structure_columns([*rows[:index], bad, *rows[index + 1 :]]))
+        assert other.may_coincide() == (len(bad) > 2)
+    assert not StructureBlock().may_coincide()
+
+
+def test_other_scripts_are_left_to_the_look_at_each():
+    row = replace(sound(2), structure_id="naïve", group_id="é")
+    assert not all_sound(structure_columns([row]))
+    assert fault(row) is None
 
 
 def test_structures_without_energies_or_cells_are_taken():

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from forceuq.data.structure_columns import columns_table, structure_columns
 from forceuq.data.structures import (
     ROW_GROUP,
     StructureWriter,
@@ -60,7 +61,29 @@ def test_round_trip_is_exact_over_row_groups(tmp_path):
     assert all(same(a, b) for a, (_, b) in zip(items, back, strict=True))
     assert pq.ParquetFile(path).metadata.num_row_groups == 3
     report = json.loads(report_path(path).read_text())
-    assert report == {"written": len(items), "atoms": sum(map(len, items)), "n_rejected": 0, "rejected": []}
+    assert report == {
+        "written": len(items),
+        "atoms": sum(map(len, items)),
+        "n_rejected": 0,
+        "rejected": [],
+        "warnings": [],
+    }
+
+
+def test_row_groups_are_bounded_by_atoms_however_the_rows_come(tmp_path, monkeypatch):
+    monkeypatch.setattr("forceuq.data.structures.ROW_GROUP_ATOMS", 20)
+    sizes = [3, 3, 14, 25, 1, 18, 30, 5, 5]
+    items = [example(i, n) for i, n in enumerate(sizes)]
+    path = write(tmp_path / "s.parquet", items)
+    metadata = pq.ParquetFile(path).metadata
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [3, 1, 3, 2]
+    assert all(same(a, b) for a, (_, b) in zip(items, read_structures(path), strict=True))
+    for pieces in ((9,), (2, 7), (1, 5, 3)):
+        with StructureWriter(tmp_path / "t.parquet") as writer:
+            rest = iter(items)
+            for piece in pieces:
+                writer.add_table(columns_table([structure_columns([next(rest) for _ in range(piece)])]))
+        assert (tmp_path / "t.parquet").read_bytes() == path.read_bytes()
 
 
 def test_only_the_rows_asked_for(tmp_path):
@@ -91,10 +114,26 @@ def test_only_the_rows_asked_for(tmp_path):
         ({"energy_above_relaxed": float("inf")}, "energy_above_relaxed not finite"),
         ({"cell": np.diag([1.0, 1.0, 0.0])}, "no volume"),
         ({"cell": np.eye(2)}, "cell have the shape"),
+        ({"positions": [[0, 0, 0], [1, 1, 1], [0, 0, 0]]}, "two atoms at one position"),
+        ({"positions": [[0, 0, 0], [1, 1, 1], [3, 0, 0]]}, "two atoms at one position"),
+        ({"positions": [[2, 0, 0], [1, 1, 1], [-1, 4, -15 + 1e-7]]}, "two atoms at one position"),
+        ({"positions": [[1, 1, 1], [0, 0, 0], [1, 1, 1]], "cell": None}, "two atoms at one position"),
     ],
 )
 def test_damaged_structures_are_named(changes, reason):
     assert reason in (fault(example(1, **changes)) or "")
+
+
+def test_names_that_are_no_text_are_faults():
+    for name in ("caf\udce9-000000", "\ud800"):
+        assert "no text" in (fault(replace(example(1), structure_id=name)) or "")
+        assert "no text" in (fault(replace(example(1), group_id=name)) or "")
+
+
+def test_close_atoms_and_images_without_a_cell_have_no_fault():
+    for positions in ([[0, 0, 0], [0, 0, 1e-4], [0, 1e-4, 0]], [[0, 0, 0], [1.5, 2, 2.5], [1.5, 2, 0]]):
+        assert fault(example(1, positions=positions)) is None
+    assert fault(example(2, positions=[[0, 0, 0], [3, 0, 0], [0, 4, 0]], cell=None)) is None
 
 
 def test_sound_structures_have_no_fault():

@@ -4,9 +4,7 @@
 (system: canonical SMILES) or ``alloy`` (system: formula and index); ``group_id`` is the first three of these.
 """
 
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from forceuq.backbones.small import training_set
 from forceuq.data.generators.alloys import METALS, AlloySystem, alloy_systems, sample_alloy
 from forceuq.data.generators.molecules import sample_molecule
 from forceuq.data.structures import Structure, StructureWriter, structure
+from forceuq.processes import ordered_map
 
 
 class FrameOptions(BaseModel):
@@ -48,21 +47,19 @@ def generate_training_frames(output: Path, options: FrameOptions, *, workers: in
     Args:
         output: structures Parquet to write.
         options: sizes, temperature, seed.
-        workers: processes.
+        workers: processes; 1: this one alone.
 
     Raises:
         DataError: a molecule fell apart or GFN2-xTB did not converge (the message names it).
+        ForceUQError: a process was ended from outside.
     """
     from tqdm import tqdm
 
     tasks = _tasks(options)
-    context = multiprocessing.get_context("spawn")
     metadata = {"made_by": "generate_training_frames", "options": options.model_dump(mode="json")}
-    with (
-        StructureWriter(output, metadata=metadata) as writer,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
-    ):
-        results = pool.map(_sample, tasks, chunksize=4)
+    with StructureWriter(output, metadata=metadata) as writer:
+        # Far ahead: some systems take many times longer than others.
+        results = ordered_map(_sample, tasks, workers, ahead=32)
         for frames in tqdm(results, total=len(tasks), desc="training frames", unit="system", mininterval=5):
             for frame in frames:
                 writer.add(frame)

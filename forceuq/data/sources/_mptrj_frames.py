@@ -9,7 +9,7 @@ import numpy as np
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
-from forceuq.data.json_members import parse_members
+from forceuq.data.json_members import pairs_of, parse_members
 from forceuq.data.structure_blocks import StructureBlock, all_sound
 from forceuq.data.structure_columns import Columns
 from forceuq.data.structures import Structure, structure
@@ -45,8 +45,11 @@ class _Record(msgspec.Struct, gc=False):
     force: list[Vector]
 
 
-# Other keys are checked to be JSON, but no objects are made of them: that is most of a record.
+# Other keys are checked to be JSON, but no objects are made of them: that is most of a record. NaN, wherever it stands,
+# is refused here and goes the careful way.
 _DECODER = msgspec.json.Decoder(dict[str, dict[str, _Record]])
+# In every record.
+_ONCE = b'"corrected_total_energy"'
 
 
 def read_materials(block: StructureBlock, text: bytes, single: bool) -> None:
@@ -68,7 +71,7 @@ def read_materials(block: StructureBlock, text: bytes, single: bool) -> None:
         if not isinstance(frames, Mapping) or not frames:
             block.reject(material, "not an object of frames")
             continue
-        for frame, record in frames.items():
+        for frame, record in pairs_of(frames):
             try:
                 item = _structure(material, frame, record)
             except KeyError as error:
@@ -91,8 +94,9 @@ def _as_published(text: bytes) -> Columns:
     if not text.isascii():
         raise ValueError("not ASCII")
     ((material, frames),) = _DECODER.decode(b"{%b}" % text).items()
-    if not frames:
-        raise ValueError("no frames")
+    # Of frames with one id the decoder keeps the last; each brings this key.
+    if not frames or text.count(_ONCE) != len(frames):
+        raise ValueError("no frames, or a repeated one")
     records = list(frames.values())
     atoms = [len(record.structure.sites) for record in records]
     if [len(record.force) for record in records] != atoms:

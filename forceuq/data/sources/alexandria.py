@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from forceuq.data.archives import members, unpacked, whole_archive
+from forceuq.data.archives import members, say_passed_over, unpacked, whole_archive
 from forceuq.data.splits import WHOLE, Task, write_whole
 from forceuq.data.structures import Structure, StructureWriter, structure, structures_metadata
 from forceuq.errors import DataError
@@ -52,7 +52,8 @@ def convert(raw: Path, output: Path, options: Options) -> None:
     """
     seen: set[str] = set()
     with whole_archive(raw), StructureWriter(output, options.max_bad_fraction, {"source": "alexandria"}) as writer:
-        for member in members(raw, (".aselmdb",)):
+        passed_over: list[str] = []
+        for member in members(raw, (".aselmdb",), passed_over):
             name = member.path.stem
             if name in seen:
                 raise DataError("the archive holds two databases of this name", file=raw, record=member.name)
@@ -68,6 +69,7 @@ def convert(raw: Path, output: Path, options: Options) -> None:
                         writer.add(item)
         if not seen:
             raise DataError("no .aselmdb in the archive; is this sAlex?", file=raw)
+        say_passed_over(passed_over, writer.warn)
 
 
 def split(structures: Path, output: Path, options: Options) -> None:  # noqa: ARG001 - the interface of every source

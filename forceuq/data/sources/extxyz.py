@@ -5,14 +5,14 @@ Also reads the extended-XYZ re-export of MPtrj, a zip with a file a material who
 it has no energies of the relaxed structures, hence none of the paper's strata.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from forceuq.data.archives import is_archive, members, unpacked, whole_archive
+from forceuq.data.archives import is_archive, members, say_passed_over, unpacked, whole_archive
 from forceuq.data.frames import (
     FRAME_SUFFIXES,
     TRAJECTORY_MAGIC,
@@ -83,13 +83,14 @@ def convert(raw: Path, output: Path, options: Options) -> None:
     """Stream the frames of every file into a structures file.
 
     The raw file is extended XYZ, an ASE trajectory, or an archive (tar of any compression, zip) with files that end
-    in .xyz, .extxyz or .traj. Structure ids are ``<path in the archive>-<index>`` or what ``id_key`` names.
+    in .xyz, .extxyz or .traj, in upper case too; what else is in it is named in the report. Structure ids are
+    ``<path in the archive>-<index>`` or what ``id_key`` names.
 
     Raises:
         DataError: a file is damaged (named), there is none, or more than ``max_bad_fraction`` of the frames are bad.
     """
     with whole_archive(raw), StructureWriter(output, options.max_bad_fraction, {"source": "extxyz"}) as writer:
-        for name, index, atoms in _frames(raw, output):
+        for name, index, atoms in _frames(raw, output, writer.warn):
             place = f"{name}-{index:06d}"
             try:
                 item = _structure(atoms, name, place, options)
@@ -128,7 +129,7 @@ def split(structures: Path, output: Path, options: Options) -> None:
     )
 
 
-def _frames(raw: Path, output: Path) -> "Iterator[tuple[str, int, Atoms | FrameError]]":
+def _frames(raw: Path, output: Path, warn: Callable[[str], None]) -> "Iterator[tuple[str, int, Atoms | FrameError]]":
     """Yield (file without suffix, index, frame) of all files."""
     if not is_archive(raw):
         with raw.open("rb") as stream:
@@ -136,16 +137,17 @@ def _frames(raw: Path, output: Path) -> "Iterator[tuple[str, int, Atoms | FrameE
                 frames = trajectory_frames(raw, raw)
             else:
                 stream.seek(0)
-                frames = xyz_frames(stream, raw)
+                frames = xyz_frames(stream, raw, warn)
             for index, atoms in frames:
                 yield "frame", index, atoms
         return
     count = 0
-    for member in members(raw, FRAME_SUFFIXES):
+    passed_over: list[str] = []
+    for member in members(raw, FRAME_SUFFIXES, passed_over):
         count += 1
         name = str(member.path.with_suffix(""))
-        if member.path.suffix != ".traj":
-            for index, atoms in xyz_frames(member.stream, raw, member.name):
+        if member.suffix != ".traj":
+            for index, atoms in xyz_frames(member.stream, raw, warn, member.name):
                 yield name, index, atoms
             continue
         with unpacked(member, raw, output) as path:
@@ -153,6 +155,7 @@ def _frames(raw: Path, output: Path) -> "Iterator[tuple[str, int, Atoms | FrameE
                 yield name, index, atoms
     if not count:
         raise DataError(f"no file that ends in {', '.join(FRAME_SUFFIXES)} in it", file=raw)
+    say_passed_over(passed_over, warn)
 
 
 def _structure(atoms: "Atoms | FrameError", file: str, place: str, options: Options) -> Structure:

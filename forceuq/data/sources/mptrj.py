@@ -151,19 +151,26 @@ def _pieces(raw: Path) -> Iterator[_Piece]:
 
 
 def _read_piece(piece: _Piece) -> tuple[pa.Table, list[tuple[int, str, str]]]:
+    block = _block(piece, quick=True)
+    if block.may_coincide():
+        block = _block(piece, quick=False)
+    return block.table(), block.rejected
+
+
+def _block(piece: _Piece, quick: bool) -> StructureBlock:
     from forceuq.data.sources._mptrj_frames import read_materials
 
     block = StructureBlock()
     with piece.raw.open("rb", buffering=0) as handle, _no_collection():
         for span in piece.spans:
             try:
-                read_materials(block, read_span(handle.fileno(), span), span.single)
+                read_materials(block, read_span(handle.fileno(), span), quick and span.single)
             except ValueError as error:
                 raise DataError(
                     f"not a whole JSON file (in the material at byte {span.start}: {error}); fetch it again",
                     file=piece.raw,
                 ) from error
-    return block.table(), block.rejected
+    return block
 
 
 @contextlib.contextmanager

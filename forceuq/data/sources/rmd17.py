@@ -209,7 +209,7 @@ def _unpack(raw: Path, folder: Path, wanted: set[str]) -> tuple[dict[str, Path],
                 continue
             if name in files:
                 raise DataError("the archive holds this file twice", file=raw, record=member.name)
-            if member.size > _LARGEST_MEMBER[member.path.suffix]:
+            if member.size > _LARGEST_MEMBER[member.suffix]:
                 raise DataError(f"{member.size} bytes is more than any of rMD17", file=raw, record=member.name)
             files[name] = folder / name
             unpack(member, files[name], raw)
@@ -236,7 +236,15 @@ def _read_arrays(path: Path, raw: Path, member: str) -> dict[str, NDArray[Any]]:
             arrays = {name: np.asarray(archive[name]) for name in _ARRAYS}
     except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise DataError(f"cannot be read ({error}); fetch the archive again", file=raw, record=member) from error
-    frames, n = len(arrays["energies"]), len(arrays["nuclear_charges"])
+    for name, array in arrays.items():
+        if array.ndim == 0:
+            raise DataError(f"{name} is a single value, not an array", file=raw, record=member)
+        if array.dtype.kind not in "fiu":
+            raise DataError(f"{name} holds {array.dtype}, not real numbers", file=raw, record=member)
+    charges = arrays["nuclear_charges"]
+    if not np.array_equal(charges, np.rint(charges)):
+        raise DataError(f"nuclear_charges are no integers: {charges}", file=raw, record=member)
+    frames, n = len(arrays["energies"]), len(charges)
     shapes = {"nuclear_charges": (n,), "coords": (frames, n, 3), "energies": (frames,), "forces": (frames, n, 3)}
     for name, shape in shapes.items():
         if arrays[name].shape != shape:

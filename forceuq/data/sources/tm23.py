@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from forceuq.data.archives import members, whole_archive
+from forceuq.data.archives import members, say_passed_over, whole_archive
 from forceuq.data.frames import structure_of, xyz_frames
 from forceuq.data.splits import WHOLE, Task, write_whole
 from forceuq.data.structures import StructureWriter, structures_metadata
@@ -50,7 +50,7 @@ def convert(raw: Path, output: Path, options: Options) -> None:
     """Stream the frames of every metal, temperature and published split into a structures file.
 
     Structure ids are ``tm23-<El>-<cold|warm|melt>-<train|test>-<index of the frame, six digits>``; the group is the
-    metal. Which files were read and which were passed over is in the structures file's metadata.
+    metal. What is neither a file of this layout nor a union, and no XYZ file, is named in the report.
 
     Raises:
         DataError: the archive is damaged or unsafe, holds no file of this layout, a file of a metal is missing or
@@ -59,7 +59,8 @@ def convert(raw: Path, output: Path, options: Options) -> None:
     metadata: dict[str, Any] = {"source": "tm23"}
     read: set[tuple[str, str, str]] = set()
     with whole_archive(raw), StructureWriter(output, options.max_bad_fraction, metadata) as writer:
-        for member in members(raw, (".xyz",)):
+        passed_over: list[str] = []
+        for member in members(raw, (".xyz",), passed_over):
             stem = member.path.stem
             if (match := _FILE.fullmatch(stem)) is None:
                 if _UNION.fullmatch(stem) is None:
@@ -73,7 +74,7 @@ def convert(raw: Path, output: Path, options: Options) -> None:
             if (metal, temperature, split_name) in read:
                 raise DataError("the archive holds this file twice", file=raw, record=member.name)
             read.add((metal, temperature, split_name))
-            for index, atoms in xyz_frames(member.stream, raw, member.name):
+            for index, atoms in xyz_frames(member.stream, raw, writer.warn, member.name):
                 identifier = f"tm23-{metal}-{temperature}-{split_name}-{index:06d}"
                 try:
                     item = structure_of(
@@ -84,6 +85,7 @@ def convert(raw: Path, output: Path, options: Options) -> None:
                 else:
                     writer.add(item)
         _check_complete(read, raw)
+        say_passed_over(passed_over, writer.warn)
 
 
 def split(structures: Path, output: Path, options: Options) -> None:  # noqa: ARG001 - the interface of every source
