@@ -148,8 +148,8 @@ def _write(
             features,
         )
     except DataError as error:
-        first_id, last_id = batch[0][1].structure_id, batch[-1][1].structure_id
-        raise DataError(f"in the batch from {first_id} to {last_id}: {error}", file=structures) from error
+        named = next((s.structure_id for row, s in batch if row == error.record), None)
+        raise DataError(str(error), file=structures, record=named) from error
 
 
 def _batches(
