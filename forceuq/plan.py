@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # Bytes: of a structure's row, of an atom's (number, position, force), of an atom's features beside the features, of
 # a prediction's. All as stored, before compression.
 _STRUCTURE, _ATOM, _FEATURES, _PREDICTION = 200, 52, 62, 170
+# Throughputs of work in one thread: of a record's cores it takes one.
+_ONE_THREAD = ("read", "metrics")
 # What every benchmark has once: the backbone's weights, its head, the merged metrics, tables 1 and 2, those of the costs
 # and the sources, the figures of recalibration and of the shift, and the ledger.
 _ONCE = 10
@@ -99,7 +101,8 @@ def cost_of(work: Work, records: Mapping[str, Throughput]) -> Cost:
     if work.atoms == 0:
         hours = 0.0
     elif record is not None and rate and work.atoms is not None:
-        hours = work.atoms / rate * (record.cores if work.device == "cpu" else 1) / 3600
+        cores = record.cores if work.device == "cpu" and work.rate not in _ONE_THREAD else 1
+        hours = work.atoms / rate * cores / 3600
     return Cost(gpu_hours=hours) if work.device == "cuda" else Cost(core_hours=hours)
 
 

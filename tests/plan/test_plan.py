@@ -39,9 +39,11 @@ def mptrj():
 def test_hours_are_atoms_over_the_recorded_rate():
     work = Work("cache", "x", "x", 3, 3.6e8, "cuda", "cache")
     assert cost_of(work, {"cuda": record("cuda")}) == Cost(0.0, pytest.approx(2.0))
-    # Of a processor, all cores that were measured together are paid for.
+    # Of a processor, all cores that were measured together are paid for; of work in one thread, one.
     on_cpu = Work("cache", "x", "x", 3, 3.6e8, "cpu", "cache")
     assert cost_of(on_cpu, {"cpu": record()}) == Cost(pytest.approx(4.0), 0.0)
+    for rate, stage in (("metrics", "calibrate, measure"), ("metrics", "combine"), ("read", "read and split")):
+        assert cost_of(Work(stage, "x", "x", 3, 3600 * RATES[rate], "cpu", rate), {"cpu": record()}) == Cost(1.0, 0.0)
 
 
 def test_what_was_not_measured_is_not_known():
