@@ -72,6 +72,9 @@ def measured_here(configuration: "Configuration", kept: Path, structures: int) -
 def measurable(configuration: "Configuration", device: Device | None = None) -> dict[str, str]:
     """Return the throughputs that a plan needs and that can be measured, each with the entry that takes it.
 
+    What runs the backbone, or takes its features, can only be measured with weights: its own, where they are a file, or
+    random ones, where its kind can make them.
+
     Args:
         configuration: the benchmark's.
         device: where the work is to be done; None: anywhere.
@@ -153,6 +156,13 @@ def measure(
             if rate != "cache":
                 atoms = anew if needs_structures(configuration.methods[name].kind) else cached
                 rates[rate] = fits.rate(rate, name, atoms)
+    elif not _can_be_run(configuration):
+        _LOGGER.warning(
+            "The weights of %s are no file (of a 'file:' URL), and forceuq/backbones/%s.py has no write_random to make"
+            " some: what runs it, and what is fitted to its features, is not known",
+            backbone.name,
+            backbone.kind,
+        )
     return Throughput(
         device=device,
         hardware=str(torch.cuda.get_device_name()) if device == "cuda" else _processor(),
@@ -176,7 +186,7 @@ def _can_be_run(configuration: "Configuration") -> bool:
     backbone = configuration.backbone
     if backbone is None:
         return False
-    return True
+    return _file_of_weights(backbone) is not None or hasattr(load_backbone_module(backbone.kind), "write_random")
 
 
 def _weights(backbone: Any, folder: Path) -> Path:

@@ -54,14 +54,15 @@ def test_the_plan_has_the_jobs_of_a_dry_run(tmp_path, name, changes):
     planned = {}
     for work in work_of(load_configuration(values), None):
         planned[work.stage] = planned.get(work.stage, 0) + work.jobs
+    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--cores", "1", "--nolock"]
     printed = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--cores", "1", "--nolock", "--configfile", *files],
+        [*command, "--configfile", *files],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
         check=True,
-    )  # fmt: skip
+    )
     text = printed.stdout + printed.stderr
     jobs = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
     total = jobs.pop("total") - jobs.pop("all")

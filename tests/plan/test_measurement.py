@@ -169,3 +169,17 @@ def test_a_record_of_an_earlier_way_of_measuring_is_measured_anew(tiny, tmp_path
     write_throughput(record(rates=dict.fromkeys(WANTED, 2.0)), file)
     assert set(measured_here(tiny, tmp_path, 10)["cpu"].rates.values()) == {1.0}
     assert calls == [WANTED, WANTED]
+
+
+def test_without_weights_that_can_be_made_the_rest_is_measured(tiny, tmp_path, monkeypatch, caplog):
+    monkeypatch.delattr(orb, "write_random")
+    found = measure(tiny, tmp_path, structures=5)
+    assert set(found.rates) == {"read", "metrics", "bootstrap"}
+    assert "orb.py has no write_random" in caplog.text
+    write_throughput(found, tmp_path / "record.yaml")
+    assert read_throughput(tmp_path / "record.yaml").width is None
+    rows = [line for line in report(tiny, {"cpu": found}, 10.5).splitlines() if line.startswith(("| cache", "| fit"))]
+    known = [row.split(" | ")[1] for row in rows if "not known" not in row]
+    # Its data come as statistics of shards, and those are not known.
+    assert known == ["pretrained"]
+    assert len(rows) == 6
