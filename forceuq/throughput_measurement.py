@@ -47,6 +47,7 @@ def measured_here(configuration: "Configuration", kept: Path, structures: int) -
     """
     import torch
 
+    _say_if_not_run(configuration)
     devices: list[Device] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     files = []
     for device in devices:
@@ -126,6 +127,8 @@ def measure(
     backbone = configuration.backbone
     if backbone is None:
         raise ConfigurationError("the configuration has no backbone, so that there is nothing to measure")
+    if wanted is None:
+        _say_if_not_run(configuration)
     possible = measurable(configuration)
     trials = {rate: name for rate, name in possible.items() if wanted is None or rate in wanted}
     rates: dict[str, float | None] = {
@@ -156,13 +159,6 @@ def measure(
             if rate != "cache":
                 atoms = anew if needs_structures(configuration.methods[name].kind) else cached
                 rates[rate] = fits.rate(rate, name, atoms)
-    elif not _can_be_run(configuration):
-        _LOGGER.warning(
-            "The weights of %s are no file (of a 'file:' URL), and forceuq/backbones/%s.py has no write_random to make"
-            " some: what runs it, and what is fitted to its features, is not known",
-            backbone.name,
-            backbone.kind,
-        )
     return Throughput(
         device=device,
         hardware=str(torch.cuda.get_device_name()) if device == "cuda" else _processor(),
@@ -189,6 +185,17 @@ def _can_be_run(configuration: "Configuration") -> bool:
     return _file_of_weights(backbone) is not None or hasattr(load_backbone_module(backbone.kind), "write_random")
 
 
+def _say_if_not_run(configuration: "Configuration") -> None:
+    backbone = configuration.backbone
+    if backbone is not None and not _can_be_run(configuration):
+        _LOGGER.warning(
+            "The weights of %s are no file (of a 'file:' URL), and forceuq/backbones/%s.py has no write_random to make"
+            " some: what runs it, and what is fitted to its features, is not known",
+            backbone.name,
+            backbone.kind,
+        )
+
+
 def _weights(backbone: Any, folder: Path) -> Path:
     if (there := _file_of_weights(backbone)) is not None:
         return there
@@ -205,16 +212,16 @@ def _parts(structures: int) -> tuple[int, int]:
 def _widened(folder: Path) -> dict[str, int]:
     """Write the features that fits work on, made of those of few atoms; return how many atoms each cache has.
 
-    Training atoms fill a row group, and eight in the cache that is added for a longer fit. Each time all is moved at
-    random: the evidence of the same atoms again and again has no maximum.
+    Training atoms fill a row group or more, and eight in the cache that is added for a longer fit. Each time all is
+    moved at random: the evidence of the same atoms again and again has no maximum.
     """
     from forceuq.features.cache import FeatureReader, FeatureWriter
     from forceuq.features.layout import ROW_GROUP_ATOMS
 
-    once = -(-ROW_GROUP_ATOMS // FeatureReader([folder / "train"]).n_atoms)
+    once, more = (-(-groups * ROW_GROUP_ATOMS // FeatureReader([folder / "train"]).n_atoms) for groups in (1, 8))
     atoms = {}
     for cache, part, first, times in (("wide-train", "train", 0, once), ("wide-val", "val", 0, once),
-                                      ("more-train", "train", once, 8 * once)):  # fmt: skip
+                                      ("more-train", "train", once, more)):  # fmt: skip
         reader = FeatureReader([folder / part])
         with FeatureWriter(folder / cache, reader.metadata) as writer:
             for copy, block in itertools.product(range(first, first + times), list(reader.blocks())):

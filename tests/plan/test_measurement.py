@@ -178,6 +178,13 @@ def test_without_weights_that_can_be_made_the_rest_is_measured(tiny, tmp_path, m
     assert "orb.py has no write_random" in caplog.text
     write_throughput(found, tmp_path / "record.yaml")
     assert read_throughput(tmp_path / "record.yaml").width is None
+    # It is said whenever there is a plan, not only when something is measured.
+    caplog.clear()
+    monkeypatch.setattr("forceuq.throughput_measurement.measure", lambda *arguments: found)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for _ in range(2):
+        assert measured_here(tiny, tmp_path / "kept", 10)["cpu"] == found
+    assert caplog.text.count("orb.py has no write_random") == 2
     rows = [line for line in report(tiny, {"cpu": found}, 10.5).splitlines() if line.startswith(("| cache", "| fit"))]
     known = [row.split(" | ")[1] for row in rows if "not known" not in row]
     # Its data come as statistics of shards, and those are not known.
