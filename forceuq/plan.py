@@ -4,26 +4,33 @@ Nothing is assumed of a device: where no throughput is recorded, an amount is no
 Sizes are those of the configuration (``expected``); of MPtrj's strata, whose shares are not known before the data
 is there, each is counted as an equal share of its materials, and training as all frames of its materials, so that
 the plan is an upper bound there. Training counts ``max_epochs``, at most what its patience left it in the paper;
-combining members is counted at the rate of evaluating them.
+combining members is counted at the rate of evaluating them. What a job takes whatever its size, seconds of starting or
+of the evidence's maximum, is not counted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forceuq.cluster.kinds import effort_of_method, share_of_part
 from forceuq.cluster.requests import EPOCHS_LARGE, EPOCHS_SMALL, LARGE_ATOMS
 from forceuq.data.sources.mptrj import STRATA
-from forceuq.methods import needs_structures
+from forceuq.methods import head_before_fit, needs_structures
 from forceuq.throughput import Throughput
 
 if TYPE_CHECKING:
-    from forceuq.configuration.models import Configuration
+    from forceuq.configuration.models import Configuration, MethodConfig
     from forceuq.data.splits import PartRef
 
 # Bytes: of a structure's row, of an atom's (number, position, force), of an atom's features beside the features, of
 # a prediction's. All as stored, before compression.
 _STRUCTURE, _ATOM, _FEATURES, _PREDICTION = 200, 52, 62, 170
+# Throughputs of work in one thread: of a record's cores it takes one.
+_ONE_THREAD = ("read", "metrics")
+# What every benchmark has once: the backbone's weights, its head, the merged metrics, tables 1 and 2, those of the
+# costs and the sources, the figures of recalibration and of the shift, and the ledger.
+_ONCE = 10
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,8 @@ class Work:
         name: data set or method.
         dataset: the data set that it belongs to.
         jobs: how many.
-        atoms: that they work on, all together, counted again for each epoch and each draw; 0 for downloads, whose time
-            is the network's; None: their time does not grow with atoms alone.
+        atoms: that they work on, all together, counted again for each epoch and each draw; 0: their cost is negligible,
+            as of downloads, whose time is the network's; None: their time does not grow with atoms alone.
         device: cpu or cuda.
         rate: name of the throughput (``Throughput.rate``).
         disk: bytes that are left; None: not known.
@@ -73,9 +80,11 @@ def work_of(configuration: "Configuration", width: int | None) -> list[Work]:
     return [
         *_data(configuration),
         *_features(configuration, width),
+        *_summaries(configuration),
         *_fits(configuration),
         *_predictions(configuration),
         *_comparisons(configuration),
+        _rest(configuration),
     ]
 
 
@@ -92,7 +101,8 @@ def cost_of(work: Work, records: Mapping[str, Throughput]) -> Cost:
     if work.atoms == 0:
         hours = 0.0
     elif record is not None and rate and work.atoms is not None:
-        hours = work.atoms / rate * (record.cores if work.device == "cpu" else 1) / 3600
+        cores = record.cores if work.device == "cpu" and work.rate not in _ONE_THREAD else 1
+        hours = work.atoms / rate * cores / 3600
     return Cost(gpu_hours=hours) if work.device == "cuda" else Cost(core_hours=hours)
 
 
@@ -119,7 +129,7 @@ def table(work: Sequence[Work], records: Mapping[str, Throughput]) -> str:
         disk = None if item.disk is None else item.disk / 1e9
         lines.append(
             f"| {item.stage} | {item.name} | {item.dataset} | {item.jobs} | {_shown(cost.gpu_hours)} |"
-            f" {_shown(cost.core_hours)} | {_shown(disk)} |"
+            f" {_shown(cost.core_hours) if item.atoms != 0 else 'negligible'} | {_shown(disk)} |"
         )
     jobs = sum(item.jobs for item in work)
     known = [_known([getattr(cost, key) for cost in costs]) for key in ("gpu_hours", "core_hours")]
@@ -202,6 +212,30 @@ def _features(configuration: "Configuration", width: int | None) -> Iterator[Wor
         yield Work("cache", name, name, jobs, atoms, _cache_device(configuration), "cache", disk)
 
 
+def _is_summarised(configuration: "Configuration", method: "MethodConfig") -> bool:
+    start = None if method.starts_from is None else Path(method.starts_from)
+    given = head_before_fit(method.kind, method.options, Path("head"), start)
+    return configuration.features.statistics_by_shard and given is not None
+
+
+def _summaries(configuration: "Configuration") -> Iterator[Work]:
+    """Yield the statistics of shards; fits with the same head share them."""
+    found: dict[tuple[str, str | None, str], dict[tuple[object, str], None]] = {}
+    for name, method in configuration.methods.items():
+        if not _is_summarised(configuration, method):
+            continue
+        for (dataset, task_name), task in configuration.tasks.items():
+            for seed in configuration.seeds_of(name, dataset):
+                head = None if method.starts_from is None else (dataset, task_name, seed)
+                for part in task.train:
+                    key = method.kind, method.starts_from, part.dataset
+                    found.setdefault(key, {})[head, part.part] = None
+    for (kind, start, dataset), parts in found.items():
+        jobs = sum(configuration.features.shards_of(dataset, part) for _, part in parts)
+        atoms = sum(_atoms_of_part(configuration, dataset, part) for _, part in parts)
+        yield Work("summarise", start or "the backbone's head", dataset, jobs, atoms, "cpu", f"single fit {kind}")
+
+
 def _fits(configuration: "Configuration") -> Iterator[Work]:
     for name, method in configuration.methods.items():
         if method.combines is not None:
@@ -211,7 +245,9 @@ def _fits(configuration: "Configuration") -> Iterator[Work]:
             seeds = configuration.seeds_of(name, dataset)
             if tasks and seeds:
                 atoms = sum(_atoms(configuration, task.train + task.validation) for task in tasks)
-                yield _fit(configuration, name, dataset, atoms, len(seeds), len(tasks))
+                work = _fit(configuration, name, dataset, atoms, len(seeds), len(tasks))
+                # The jobs of the shards go through the atoms instead.
+                yield replace(work, atoms=0.0) if _is_summarised(configuration, method) else work
 
 
 def _fit(configuration: "Configuration", name: str, dataset: str, atoms: float, seeds: int, tasks: int = 1) -> Work:
@@ -220,10 +256,10 @@ def _fit(configuration: "Configuration", name: str, dataset: str, atoms: float, 
     epochs = min(effort.epochs, EPOCHS_SMALL if atoms / tasks < LARGE_ATOMS else EPOCHS_LARGE)
     if method.kind == "gp":  # neither epochs nor linear in atoms
         return Work("fit", name, dataset, seeds * tasks, None, effort.fits_on, "training gp")
-    if not epochs:
-        rate = f"single fit {method.kind}"
-        return Work("fit", name, dataset, seeds * tasks, seeds * atoms, effort.fits_on, rate)
-    return Work("fit", name, dataset, seeds * tasks, seeds * atoms * epochs, effort.fits_on, f"training {method.kind}")
+    rate = f"training {method.kind}" if epochs else f"single fit {method.kind}"
+    if epochs and method.kind == "bll" and getattr(method.options, "projection", None) == "mse":
+        rate += " mse"  # a third of the time of the evidence
+    return Work("fit", name, dataset, seeds * tasks, seeds * atoms * (epochs or 1), effort.fits_on, rate)
 
 
 def _predictions(configuration: "Configuration") -> Iterator[Work]:
@@ -231,7 +267,7 @@ def _predictions(configuration: "Configuration") -> Iterator[Work]:
         for dataset in configuration.datasets:
             tasks = [task for (owner, _), task in configuration.tasks.items() if owner == dataset]
             seeds = configuration.seeds_of(name, dataset)
-            if not tasks or not seeds:
+            if not tasks or not seeds or not (method.evaluate or method.combines is None):
                 continue
             atoms = sum(
                 _atoms(configuration, parts) for task in tasks for parts in [task.validation, *task.evaluate.values()]
@@ -245,10 +281,9 @@ def _predictions(configuration: "Configuration") -> Iterator[Work]:
             else:
                 members = sum(map(len, configuration.members_of(name, dataset)))
                 yield Work("combine", name, dataset, jobs, members * atoms, "cpu", "metrics", disk)
-            if method.evaluate:
-                done = len(configuration.calibrations)
-                yield Work("calibrate, measure", name, dataset, jobs * (done + 1), len(seeds) * atoms * done, "cpu",
-                           "metrics")  # fmt: skip
+            if method.evaluate:  # a job that fits all calibrations, and one that measures under all of them
+                done = len(configuration.calibrations) * len(seeds) * atoms
+                yield Work("calibrate, measure", name, dataset, 2 * jobs, done, "cpu", "metrics")
 
 
 def _comparisons(configuration: "Configuration") -> Iterator[Work]:
@@ -257,9 +292,22 @@ def _comparisons(configuration: "Configuration") -> Iterator[Work]:
         fits = sum(len(configuration.seeds_of(method, name)) for method in shown)
         tasks = [task for (owner, _), task in configuration.tasks.items() if owner == name]
         atoms = sum(_atoms(configuration, parts) for task in tasks for parts in task.evaluate.values())
-        if tasks and fits:
+        if tasks:
             drawn = fits * atoms * configuration.bootstrap_draws
             yield Work("compare", name, name, 1, drawn, "cpu", "bootstrap")
+
+
+def _rest(configuration: "Configuration") -> Work:
+    strata = sum(hasattr(dataset.options, "strata") for dataset in configuration.datasets.values())
+    surfaces = 0 if configuration.figures.surface is None else len(configuration.tasks)
+    sizes = sum(
+        bool(configuration.seeds_of(name, dataset))
+        for name, method in configuration.methods.items()
+        for dataset in {dataset for dataset, _ in configuration.tasks}
+        if method.combines is not None and method.combines.sizes
+    )
+    what = "weights, head, merging, strata, tables, figures, ledger"
+    return Work("rest", what, "all", _ONCE + strata + surfaces + sizes, 0.0, "cpu", "rest")
 
 
 def _cache_device(configuration: "Configuration") -> str:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from forceuq.configuration.models import Configuration
 
 
+# Of the way of measuring, counted up where numbers of an earlier one were wrong.
+REVISION = 2
+
+
 class Throughput(BaseModel):
     """What was measured on one device."""
 
@@ -24,17 +28,24 @@ class Throughput(BaseModel):
     cores: int = Field(ge=1, description="Processor cores that the measured process had.")
     load: float | None = Field(default=None, description="Load average of the machine when it was measured.")
     backbone: str = Field(description="Name or architecture of the backbone.")
-    width: int = Field(ge=1, description="Node features of an atom.")
+    width: int | None = Field(ge=1, description="Node features of an atom; null: the backbone could not be run.")
     measured: str = Field(description="When: a date.")
+    revision: int = Field(
+        default=1, description="Of the way of measuring; what was kept of an earlier one is measured anew."
+    )
     versions: dict[str, str] = Field(default={}, description="Of the packages that matter.")
     rates: dict[str, PositiveFloat] = Field(
         description="Atoms a second: `read` (of MPtrj's JSON), `cache`, `metrics` (of one calibration), and with a kind"
-        " of method `training` (an epoch, validation included), `single fit` (beside its epochs) and `prediction`."
+        " of method `training` (an epoch, validation included; `training bll mse` on that objective, which takes less),"
+        " `single fit` (of fits without epochs) and `prediction`."
     )
 
     def rate(self, name: str) -> float | None:
-        """Return atoms a second; None where it was not measured."""
-        return self.rates.get(name)
+        """Return atoms a second; None where it was not measured.
+
+        A record without ``training bll mse`` has ``training bll`` for both.
+        """
+        return self.rates.get(name) or self.rates.get(name.rpartition(" ")[0])
 
 
 def read_throughput(path: Path) -> Throughput:

@@ -3,12 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from snakemake.utils import update_config
 
 from forceuq.configuration import load_configuration
-from forceuq.errors import ForceUQError
+from forceuq.errors import ConfigurationError, ForceUQError
 from forceuq.plan import report
 from forceuq.tables import paper_values
 from forceuq.throughput import recorded
@@ -25,8 +26,11 @@ def main() -> None:
     given, values = parser.parse_args(), {}
     try:
         for file in given.configfile:
-            update_config(values, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+            update_config(values, _read(Path(file)))
         configuration = load_configuration(values)
+        if configuration.train_backbone is not None:
+            names = ", ".join(given.configfile)
+            raise ConfigurationError(f"{names}: trains a backbone, which has no plan; plans are of benchmarks")
         if given.device:
             records = recorded(configuration, [RECORDS / f"{name}.yaml" for name in given.device])
         else:
@@ -35,6 +39,16 @@ def main() -> None:
     except ForceUQError as error:
         sys.exit(str(error))
     print(report(configuration, records, paper_values()["table1"]["BLL"]["train"]))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{file}: has no keys; a configuration is a mapping, as in config/demo.yaml")
+    return values
 
 
 if __name__ == "__main__":

@@ -113,6 +113,9 @@ class BackboneModule(Protocol):
     def untrained(self, weights: Path, options: Any, seed: int, device: str = "cpu") -> Backbone:
         """Return the backbone with random weights, normalised as ``weights`` is; likewise."""
 
+    def write_random(self, options: Any, output: Path) -> None:
+        """Write a file of random weights; without it a plan can measure a backbone only whose weights are a file."""
+
 
 def kinds() -> tuple[str, ...]:
     """Return the kinds of backbone there are, sorted."""

@@ -39,9 +39,11 @@ def mptrj():
 def test_hours_are_atoms_over_the_recorded_rate():
     work = Work("cache", "x", "x", 3, 3.6e8, "cuda", "cache")
     assert cost_of(work, {"cuda": record("cuda")}) == Cost(0.0, pytest.approx(2.0))
-    # Of a processor, all cores that were measured together are paid for.
+    # Of a processor, all cores that were measured together are paid for; of work in one thread, one.
     on_cpu = Work("cache", "x", "x", 3, 3.6e8, "cpu", "cache")
     assert cost_of(on_cpu, {"cpu": record()}) == Cost(pytest.approx(4.0), 0.0)
+    for rate, stage in (("metrics", "calibrate, measure"), ("metrics", "combine"), ("read", "read and split")):
+        assert cost_of(Work(stage, "x", "x", 3, 3600 * RATES[rate], "cpu", rate), {"cpu": record()}) == Cost(1.0, 0.0)
 
 
 def test_what_was_not_measured_is_not_known():
@@ -67,7 +69,13 @@ def test_the_work_of_mptrj(mptrj):
     assert fit.atoms == pytest.approx(5 * 100 * 0.9 * atoms)
     started = work["fit", "bll-nlml-evidence"]
     assert (started.jobs, started.rate) == (5, "single fit bll")
+    # Of its data it has the statistics, made once for it and the homoscedastic one; the sum counts the atoms once.
+    assert started.atoms == 0
+    shards = work["summarise", "bll-nlml"]
+    assert (shards.jobs, shards.rate) == (5 * 64, "single fit bll")
+    assert shards.atoms == pytest.approx(5 * 0.8 * atoms)
     assert work["combine", "lora-ensemble"].jobs == 3
+    assert work["calibrate, measure", "lora-ensemble"].jobs == 2 * 3
     assert ("fit", "lora-ensemble") not in work
     # Members of the ensemble are fitted and predict, but are not evaluated by themselves.
     assert work["predict", "lora"].jobs == 9
@@ -76,6 +84,19 @@ def test_the_work_of_mptrj(mptrj):
     drawn = 28 * (0.1 * atoms + 2_600_000 + 5_500_000) * mptrj.bootstrap_draws
     assert (work["compare", "mptrj"].jobs, work["compare", "mptrj"].rate) == (1, "bootstrap")
     assert work["compare", "mptrj"].atoms == pytest.approx(drawn)
+
+
+def test_without_statistics_by_shard_a_fit_goes_through_its_atoms():
+    values = configuration("mptrj.yaml", features={"statistics_by_shard": False})
+    work = {(item.stage, item.name): item for item in work_of(values, 256)}
+    assert work["fit", "bll-nlml-evidence"].atoms == pytest.approx(5 * 0.9 * 49_295_660)
+    assert not any(stage == "summarise" for stage, _ in work)
+
+
+def test_what_costs_next_to_nothing_says_so(mptrj):
+    rows = {line.split(" | ")[0]: line for line in report(mptrj, {"cpu": record()}, 10.5).splitlines()}
+    assert rows["| rest"].endswith("| all | 12 | 0 | negligible | 0 |")
+    assert "| negligible |" in rows["| fetch"]
 
 
 def test_table_1s_row_is_one_fit_with_the_cache(mptrj):
