@@ -10,7 +10,6 @@ from importlib import metadata
 
 # Packages that cannot change a number, and why.
 WITHOUT_EFFECT = {
-    "filelock": "who may write when",
     "psutil": "measures the process",
     "pydantic": "checks settings, whose values are compared themselves",
     "requests": "fetches bytes that are held to a checksum",
