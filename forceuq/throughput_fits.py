@@ -98,6 +98,8 @@ class Trials:
         changed: dict[str, Any] = {"max_epochs": epochs, "patience": epochs, "device": self.device}
         if "swag_epochs" in fields:  # of its second stage, after the others
             changed |= {"swag_epochs": 2, "rank": 2}
+        if "residuals" in fields:  # BLIP's passes over them take longer than its epochs
+            changed["residuals"] = "mean-weights"
         options = entry.options.model_copy(update={key: value for key, value in changed.items() if key in fields})
         start = self._fitted(entry.starts_from) if started and entry.starts_from is not None else None
         # No checkpoint of another fit may be there.
@@ -142,6 +144,6 @@ def _told(action: Callable[[int], object], steps: Iterable[int], before: float) 
     """Return the first step that takes tellingly longer than ``before``, and by how many seconds; None if none does."""
     for step in steps:
         taken = _least(partial(action, step))
-        if taken - before > _TELLING_SECONDS:
+        if taken - before > max(_TELLING_SECONDS, before / 4):  # what is long varies by more
             return step, taken - before
     return None

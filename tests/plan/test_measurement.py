@@ -135,6 +135,19 @@ def test_a_disturbance_of_a_short_fit_does_not_count(trial, monkeypatch):
     assert rate("training bll", "nlml") == pytest.approx(1e5)
 
 
+def test_a_long_start_needs_a_longer_difference(trial, monkeypatch):
+    fake, rate = trial
+    fit, disturbed = fake.fit, iter([0.0, 0.0, 3.0, -3.0, 3.0])
+
+    def sometimes(*arguments):
+        fake.now += next(disturbed, 0.0)
+        return fit(*arguments)
+
+    monkeypatch.setattr(fake, "fit", sometimes)
+    monkeypatch.setattr(fake, "START", 40.0)
+    assert rate("training bll", "nlml") == pytest.approx(Fake.EPOCH, rel=0.2)
+
+
 @pytest.fixture
 def calls(monkeypatch):
     found = []
