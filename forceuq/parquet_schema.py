@@ -30,7 +30,7 @@ def open_parquet(path: str | Path, schema: str, version: int) -> tuple[pq.Parque
         DataError: the file is missing, damaged, not forceuq's, or of another schema or version.
     """
     try:
-        parquet = pq.ParquetFile(path)
+        parquet = pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise DataError("there is no such file; run the step that writes it", file=path) from None
     except (pa.ArrowException, OSError) as error:
@@ -38,7 +38,10 @@ def open_parquet(path: str | Path, schema: str, version: int) -> tuple[pq.Parque
     metadata = parquet.schema_arrow.metadata or {}
     if METADATA_KEY not in metadata:
         raise DataError(f"not written by forceuq; a file of schema '{schema}' is needed here", file=path)
-    value = json.loads(metadata[METADATA_KEY])
+    try:
+        value = json.loads(metadata[METADATA_KEY])
+    except ValueError as error:
+        raise DataError(f"damaged metadata ({error}); delete it and make it again", file=path) from error
     if (value.get("schema"), value.get("version")) != (schema, version):
         raise DataError(
             f"is of schema '{value.get('schema')}' version {value.get('version')}; '{schema}' version "

@@ -30,6 +30,8 @@ ENCODING = {
     "compression": "zstd",
     "use_dictionary": ["group_id", "numbers.list.element"],
     "column_encoding": dict.fromkeys(["positions.list.element", "forces.list.element"], "BYTE_STREAM_SPLIT"),
+    # Compared whenever a page is read: all positions and forces come from here.
+    "write_page_checksum": True,
 }
 
 

@@ -285,14 +285,14 @@ def report_path(structures: str | Path) -> Path:
 
 def structures_metadata(path: str | Path) -> dict[str, Any]:
     """Return the metadata of a structures file, with ``structures``, the number of its rows."""
-    file, metadata = open_parquet(path, SCHEMA, VERSION)
+    file, metadata = _open(path)
     with file:
         return {**metadata, "structures": file.metadata.num_rows}
 
 
 def read_columns(path: str | Path, columns: Iterable[str]) -> pa.Table:
     """Return some columns of a structures file, whole: for the small ones (ids, energy above relaxed)."""
-    file, _ = open_parquet(path, SCHEMA, VERSION)
+    file, _ = _open(path)
     with file:
         return _read(file, path, columns=list(columns))
 
@@ -307,7 +307,7 @@ def read_structures(path: str | Path, rows: ArrayLike | None = None) -> Iterator
     Raises:
         DataError: the file is damaged or of another schema, or ``rows`` asks for what is not there.
     """
-    file, _ = open_parquet(path, SCHEMA, VERSION)
+    file, _ = _open(path)
     with file:
         total = file.metadata.num_rows
         wanted = None if rows is None else np.asarray(rows, dtype=np.int64)
@@ -332,6 +332,15 @@ def read_structures(path: str | Path, rows: ArrayLike | None = None) -> Iterator
                 for row, item in zip(local + start, _structures(table, local), strict=True):
                     yield int(row), item
             start = stop
+
+
+def _open(path: str | Path) -> tuple[pq.ParquetFile, dict[str, Any]]:
+    file, metadata = open_parquet(path, SCHEMA, VERSION)
+    # Pages have checksums, the footer has none.
+    if not file.schema_arrow.equals(FIELDS):
+        file.close()
+        raise DataError("damaged (its columns are other ones); delete it and make it again", file=path)
+    return file, metadata
 
 
 def _read(
