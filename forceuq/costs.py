@@ -75,5 +75,5 @@ def _markdown(means: pd.DataFrame, methods: Mapping[str, str], datasets: Mapping
         cells = [datasets[row["dataset"]], methods[row["method"]]]
         cells += ["–" if pd.isna(row[stage]) else f"{row[stage]:.2f}" for stage in stages]
         cells += ["–" if pd.isna(row[name]) else f"{row[name]:.0f}" for name in ("epochs", "atoms", "fits")]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, "", "Wall-clock means over seeds and tasks, measured by the fits.", ""])

@@ -66,7 +66,8 @@ def write_sources(configuration: Mapping[str, Any], output: Path) -> None:
     with whole_file(output) as temporary:
         frame.to_csv(temporary, index=False)
     head = f"| {' | '.join(frame.columns)} |\n|{' --- |' * len(frame.columns)}\n"
-    rows = "".join(f"| {' | '.join('' if pd.isna(x) else str(x) for x in row)} |\n" for row in frame.to_numpy())
+    cells = (["" if pd.isna(x) else str(x).replace("|", "\\|") for x in row] for row in frame.to_numpy())
+    rows = "".join(f"| {' | '.join(row)} |\n" for row in cells)
     with whole_file(output.with_suffix(".md")) as temporary:
         temporary.write_text(head + rows, encoding="utf-8")
 

@@ -94,6 +94,13 @@ def members(raw: Path, suffixes: Sequence[str], passed_over: list[str] | None = 
     """
     if zipfile.is_zipfile(raw):
         with zipfile.ZipFile(raw) as archive:
+            at = min((info.header_offset for info in archive.infolist()), default=0)
+            if at:
+                raise DataError(
+                    f"{at} bytes stand before the zip archive: several archives one after another; pack all files into"
+                    " one archive",
+                    file=raw,
+                )
             for info in archive.infolist():
                 if not info.is_dir() and _wanted(info.filename, suffixes, raw, passed_over):
                     with archive.open(info) as stream:

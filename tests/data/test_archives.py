@@ -111,3 +111,11 @@ def test_the_first_of_many_that_are_passed_over_are_named():
     say_passed_over([f"caf\udce9{i}" for i in range(7)], said.append)
     first = ", ".join(rf"caf\udce9{i}" for i in range(5))
     assert said == [f"7 files in the archive were passed over for their suffix: {first}, ..."]
+
+
+def test_zip_archives_one_after_another_are_refused(tmp_path):
+    """A zip is read from its end: what stands before it would be lost."""
+    whole = zipped(NAMES)
+    assert read(tmp_path, whole) == NAMES
+    with pytest.raises(DataError, match=f"{len(whole)} bytes stand before the zip archive"):
+        read(tmp_path, whole + zipped(["other.xyz"]))
