@@ -105,8 +105,15 @@ class Runs:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[Runs]:
+    # Runs start as from a terminal, also where the tests are in the background or under nohup, which ignore these.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     runs = Runs(tmp_path)
     yield runs
+    for number, handler in before.items():
+        signal.signal(number, handler)
     for process in runs.started:  # what a failed test has left
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -145,7 +152,7 @@ def test_the_lock_is_held_as_long_as_snakemake_goes_on(runs: Runs, number: signa
     assert "The run 'a' is going on already" in second.communicate(timeout=120)[0]
     assert second.returncode == 1
     (runs.folder / "go").touch()
-    first.communicate()  # until Snakemake has closed its output
+    first.communicate(timeout=120)  # until Snakemake has closed its output
     assert first.returncode == (-number if number == signal.SIGKILL else 1)
     assert (runs.folder / "results/cache").exists()
     assert not (runs.folder / "results/result").exists()
@@ -160,7 +167,7 @@ def test_a_hangup_of_the_wrapper_ends_snakemake(runs: Runs) -> None:
     runs.wait_for("started", first)
     (snakemake,) = psutil.Process(first.pid).children()
     os.kill(first.pid, signal.SIGHUP)
-    assert first.wait() == 128 + signal.SIGHUP
+    assert first.wait(timeout=120) == 128 + signal.SIGHUP
     assert not snakemake.is_running()
 
 
@@ -169,7 +176,7 @@ def test_ctrl_c_waits_for_snakemake_to_clean_up(runs: Runs) -> None:
     first = runs.start("a")
     runs.wait_for("started", first)
     os.killpg(first.pid, signal.SIGINT)
-    assert first.wait() == 1
+    assert first.wait(timeout=120) == 1
     assert (runs.folder / "done").exists()
     said = first.communicate()[0]
     assert "Traceback" not in said
