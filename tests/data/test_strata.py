@@ -29,7 +29,14 @@ def write(folder, rows):
         for i, (above, _, n, group, _) in enumerate(rows):
             zeros = np.zeros((n, 3))
             writer.add(
-                structure(f"s{i}", group, numbers=[1] * n, positions=np.arange(3.0 * n).reshape(n, 3), forces=zeros, energy_above_relaxed=above)
+                structure(
+                    f"s{i}",
+                    group,
+                    numbers=[1] * n,
+                    positions=np.arange(3.0 * n).reshape(n, 3),
+                    forces=zeros,
+                    energy_above_relaxed=above,
+                )
             )
     chosen = [i for i, row in enumerate(rows) if row[-1]]
     parts = [rows[i][-1] for i in chosen]
