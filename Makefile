@@ -30,7 +30,7 @@ $(lock):
 
 setup: $(VENV)/.ready ## create .venv with the locked dependencies and the package
 
-demo: setup ## run the demo: no downloads, about seven minutes on two cores
+demo: setup ## run the demo: no downloads, a quarter of an hour on two cores
 	@$(bin)/python workflow_scripts/unlock_stale.py
 	@$(bin)/python workflow_scripts/run_together.py --quiet rules host
 	@echo; cat results/demo/tables/table2.md; echo
