@@ -11,10 +11,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import yaml
 from snakemake.utils import update_config
 
-from forceuq.configuration import load_configuration
+from forceuq.configuration import load_configuration, read_configuration
 from forceuq.throughput import write_throughput
 from forceuq.throughput_measurement import measure
 
@@ -29,7 +28,7 @@ def main() -> None:
     parser.add_argument("--structures", type=int, default=160)
     given, values = parser.parse_args(), {}
     for file in given.configfile:
-        update_config(values, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+        update_config(values, read_configuration(Path(file)))
     configuration = load_configuration(values)
     with tempfile.TemporaryDirectory() as folder:
         record = measure(configuration, Path(folder), given.device, given.structures)

@@ -3,12 +3,10 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
-import yaml
 from snakemake.utils import update_config
 
-from forceuq.configuration import load_configuration
+from forceuq.configuration import load_configuration, read_configuration
 from forceuq.errors import ConfigurationError, ForceUQError
 from forceuq.plan import report
 from forceuq.tables import paper_values
@@ -26,7 +24,7 @@ def main() -> None:
     given, values = parser.parse_args(), {}
     try:
         for file in given.configfile:
-            update_config(values, _read(Path(file)))
+            update_config(values, read_configuration(Path(file)))
         configuration = load_configuration(values)
         if configuration.train_backbone is not None:
             names = ", ".join(given.configfile)
@@ -39,16 +37,6 @@ def main() -> None:
     except ForceUQError as error:
         sys.exit(str(error))
     print(report(configuration, records, paper_values()["table1"]["BLL"]["train"]))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"{file}: has no keys; a configuration is a mapping, as in config/demo.yaml")
-    return values
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
+from forceuq.configuration.files import read_configuration
 from forceuq.errors import ConfigurationError, DataError
 from forceuq.provenance.audit import Report, audit
 from forceuq.provenance.findings import GRAVE, Kind
@@ -69,7 +69,9 @@ def command(
 def _planned(run: Path, project: Path, configfiles: list[Path]) -> tuple[dict[str, dict[str, Any]] | None, str | None]:
     """Ask the workflow what today's configuration gives each job; or say why it cannot tell."""
     with tempfile.TemporaryDirectory() as folder:
-        files = [_readable(file).absolute() for file in configfiles]
+        for file in configfiles:
+            read_configuration(file)
+        files = [file.absolute() for file in configfiles]
         if not files:
             try:
                 configuration = read_ledger(run.parent, run.name).configuration
@@ -88,16 +90,6 @@ def _planned(run: Path, project: Path, configfiles: list[Path]) -> tuple[dict[st
         return None, f"the workflow cannot be planned with that of the ledger ({_last_line(done.stderr)})"
     planned: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return planned, None
-
-
-def _readable(file: Path) -> Path:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{file}: cannot be read ({error}); give the run's configuration") from error
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"{file}: holds no keys with values; give the run's configuration")
-    return file
 
 
 def _last_line(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -9,6 +10,22 @@ from forceuq.errors import ConfigurationError
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast, where it was built
 _MERGE = "tag:yaml.org,2002:merge"
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """Return the plain values of one configuration file.
+
+    Raises:
+        ConfigurationError: naming the file: it cannot be read, is no mapping, or has a key twice.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path}: has no keys; a configuration is a mapping, as in config/demo.yaml")
+    refuse_repeated_keys([path])
+    return values
 
 
 def refuse_repeated_keys(paths: Iterable[Path]) -> None:

@@ -24,11 +24,12 @@ def plan(monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read as YAML: .*No such file"),
-        (b"run: [1,\nseeds: }", "cannot be read as YAML: .*line 2"),
-        (b"run: \xff", "cannot be read as YAML"),
-        (b"", "has no keys"),
-        (b"- run\n", "has no keys"),
+        (None, ": cannot be read as YAML: .*No such file"),
+        (b"run: [1,\nseeds: }", ": cannot be read as YAML: .*line 2"),
+        (b"run: \xff", ": cannot be read as YAML"),
+        (b"", ": has no keys"),
+        (b"- run\n", ": has no keys"),
+        (b"run: a\nrun: b\n", ", line 2: 'run' is given a second time"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named_in_one_line(plan, tmp_path, content, message):
@@ -36,7 +37,7 @@ def test_a_file_that_is_no_configuration_is_named_in_one_line(plan, tmp_path, co
     if content is not None:
         file.write_bytes(content)
     for files in ([file], [ROOT / "config/demo.yaml", file]):
-        with pytest.raises(SystemExit, match=f"^{file}: {message}") as stopped:
+        with pytest.raises(SystemExit, match=f"^{file}{message}") as stopped:
             plan(*files)
         assert "\n" not in str(stopped.value)
 
