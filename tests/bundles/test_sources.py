@@ -11,7 +11,7 @@ CONFIGURATION = {
     "datasets": {
         "mptrj": {"label": "MPtrj", "download": {"urls": ["https://x/a"], "licence": "MIT", "doi": "10/a"}},
         "tm23": {"label": "TM23", "download": {"urls": ["https://x/b"], "licence": "CC-BY-NC-ND-4.0"}},
-        "own": {"label": "Own", "download": {"urls": ["file:own.xyz"], "licence": None}},
+        "own": {"label": "Own|mine", "download": {"urls": ["file:own.xyz"], "licence": None}},
         "demo": {"label": "Demo", "download": None},
     },
     "backbone": {"name": "orb", "weights": {"urls": ["https://x/w"], "sha256": "ab", "licence": "Apache-2.0"}},
@@ -38,11 +38,11 @@ def test_licences_without_derivatives(licence: str, expected: bool) -> None:
 def test_every_source_has_a_row_with_its_licence(tmp_path: Path) -> None:
     write_sources(CONFIGURATION, tmp_path / "sources.csv")
     table = pd.read_csv(tmp_path / "sources.csv").set_index("source")
-    assert list(table.index) == ["MPtrj", "TM23", "Own", "Demo", "orb"]
+    assert list(table.index) == ["MPtrj", "TM23", "Own|mine", "Demo", "orb"]
     assert table["licence"].to_dict() == {
         "MPtrj": "MIT",
         "TM23": "CC-BY-NC-ND-4.0",
-        "Own": "not stated",
+        "Own|mine": "not stated",
         "Demo": "made by the workflow",
         "orb": "Apache-2.0",
     }
@@ -50,4 +50,5 @@ def test_every_source_has_a_row_with_its_licence(tmp_path: Path) -> None:
     assert list(table.index[free]) == ["MPtrj", "Demo", "orb"]
     text = (tmp_path / "sources.md").read_text()
     assert "| TM23 | data set | CC-BY-NC-ND-4.0 |" in text
+    assert "| Own\\|mine | data set | not stated |" in text
     assert configured_sources({}) == []

@@ -8,7 +8,7 @@ import pytest
 from forceuq.costs import cost_table
 from forceuq.errors import DataError
 
-METHODS = {"a": "Method A", "b": "Method B"}
+METHODS = {"a": "Method A|1", "b": "Method B"}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_means_and_order(fits, tmp_path):
     assert table.loc["a", "total"] == 2.0
     assert pd.isna(table.loc["a", "projection"])
     text = (tmp_path / "costs.md").read_text()
-    assert "| The set | Method A | – | 1.50 | 0.50 | 2.00 | – | 7 | 1 |" in text
+    assert "| The set | Method A\\|1 | – | 1.50 | 0.50 | 2.00 | – | 7 | 1 |" in text
 
 
 def test_a_damaged_report_is_named(fits, tmp_path):
