@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from forceuq.calibration import Calibration, read_calibrations
 from forceuq.errors import DataError
@@ -54,7 +54,7 @@ METRICS = (
     "coverage_95",
     "ause",
 )
-_QUANTILES = norm.ppf((1.0 + LEVELS) / 2.0)
+_QUANTILES = ndtri((1.0 + LEVELS) / 2.0)
 # Of each cell [c, c + 1) / _CELLS_PER_UNIT the first quantile not below its start; the nearest two lie 1/80 apart.
 _CELLS_PER_UNIT = 128
 _FIRST = np.searchsorted(_QUANTILES, np.arange(math.ceil(_QUANTILES[-1] * _CELLS_PER_UNIT) + 1) / _CELLS_PER_UNIT)

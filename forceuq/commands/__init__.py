@@ -9,7 +9,8 @@ import typer
 from forceuq.errors import ForceUQError
 
 app = typer.Typer(
-    help="What follows a run of the benchmark: where its numbers come from, and whether they are what they were.",
+    help="What follows a run of the benchmark: predictions for other structures, where its numbers come from, and"
+    " whether they are what they were.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -7,9 +7,16 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+
+from forceuq.applied.chosen import choose, predicted
+from forceuq.applied.predictor import Predictor
+from forceuq.data.splits import read_part
+from forceuq.data.structures import read_structures
+from forceuq.predictions import read_predictions, unpack_symmetric
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
@@ -160,6 +167,7 @@ def load(directory, backbone=None):
 def test_a_method_is_one_file_and_one_entry_and_an_ensemble_one_entry(project):
     (project.folder / "forceuq/methods/nothing.py").write_text(NEW_METHOD)
     config = yaml.safe_load(project.config.read_text())
+    config["datasets"] |= dict.fromkeys(("alloys", "metals", "ternaries"))
     config["methods"]["nothing"] = {"kind": "nothing", "label": "Nothing"}
     config["methods"]["members"] = {
         "kind": "bll",
@@ -174,8 +182,9 @@ def test_a_method_is_one_file_and_one_entry_and_an_ensemble_one_entry(project):
         "combines": {"method": "members", "members": [[5, 6], [6, 7]]},
     }
     project.config.write_text(yaml.safe_dump(config))
-    added = {"fit": 2 + 6, "predict": 2 + 6, "combine": 4, "calibrate": 2 + 4, "metrics": 2 + 4}
-    assert project.would_run() == {**added, "surface_figure": 2, **AFTER_FITS}
+    added = {"fit": 1 + 3, "predict": 1 + 3, "combine": 2, "calibrate": 1 + 2, "metrics": 1 + 2}
+    of_all = {**AFTER_FITS, "compare": 1, "sources": 1}
+    assert project.would_run() == {**added, "surface_figure": 1, **of_all}
     project.snakemake()
     metrics = pd.read_parquet(project.folder / "results/tiny/metrics.parquet")
     assert set(metrics["method"]) == {"bll-mse", "bll-pretrained", "nothing", "ensemble"}
@@ -184,6 +193,8 @@ def test_a_method_is_one_file_and_one_entry_and_an_ensemble_one_entry(project):
     assert "Nothing" in table
     assert "Ensemble" in table
     assert "Member" not in table
+    second = choose(project.folder / "results/tiny", "ensemble", seed=1)
+    assert [member.folder.name for member in second.members] == ["seed6", "seed7"]
     assert project.would_run() == {}
 
 
@@ -228,11 +239,29 @@ def test_every_method_of_the_demo_goes_through(project):
     assert costs.loc["backbone", "parameters"] == 0
     for figure in ("ensemble_size/deep-ensemble/molecules/ensemble_size.png", "recalibration/swag.png"):
         assert (run / "figures" / figure).stat().st_size > 0
+    applied_alike(project)
     assert project.would_run() == {}
     # How many processes share a training's work is nothing that its result depends on; the ledger holds the
     # configuration as it stands.
     project.configure(**{f"methods.{name}.options.devices": 2 for name in ("lora", "finetuned", "blip")})
     assert project.would_run() == {"ledger": 1}
+
+
+def applied_alike(project):
+    """Make sure that every method predicts for structures from elsewhere what it did in the run."""
+    run = project.folder / "results/tiny"
+    (folder,) = (project.folder / "results/cache/datasets").glob("molecules-*")
+    rows = read_part(folder / "splits.parquet", "methylamine-test")
+    structures = [each for _, each in read_structures(folder / "structures.parquet", rows)]
+    of_seed = [key for key in predicted(run) if key[3] == "0"]
+    assert len(of_seed) > 15
+    for key in of_seed:
+        found = Predictor(choose(run, key[0], seed=0, calibration="none")).predict(structures)
+        (block,) = read_predictions(run / "predictions" / "/".join(key[:3]) / "seed0/id.parquet")
+        forces, covariance = (np.concatenate([getattr(p, name) for p in found]) for name in ("forces", "covariance"))
+        np.testing.assert_allclose(forces, block.mean, rtol=1e-4, atol=1e-5, err_msg=key[0])
+        wanted = unpack_symmetric(block.floor) + unpack_symmetric(block.spread)
+        np.testing.assert_allclose(covariance, wanted, rtol=1e-3, atol=1e-5 * np.abs(wanted).max(), err_msg=key[0])
 
 
 def test_a_typo_stops_before_any_job(project):
@@ -241,16 +270,27 @@ def test_a_typo_stops_before_any_job(project):
     assert "calibration: unknown key; did you mean 'calibrations'?" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "stage", ["cache/logs/read_structures", "cache/logs/features", "tiny/logs/fit", "tiny/logs/predict"]
-)
-def test_killed_and_started_again_gives_the_same_bytes(project, stage):
+def test_killed_and_started_again_gives_the_same_bytes(project):
     run = project.folder / "results/tiny"
     wanted = (run / "metrics.parquet").read_bytes()
-    # With the caches gone too where they are to be killed in the making.
     shutil.rmtree(run)
-    if stage.startswith("cache"):
-        shutil.rmtree(project.folder / "results/cache")
+    shutil.rmtree(project.folder / "results/cache")
+    # Each start goes on from what the one before was killed in.
+    for stage in ("cache/logs/read_structures", "cache/logs/features", "tiny/logs/fit", "tiny/logs/predict"):
+        kill_in(project, stage)
+        assert not (run / "metrics.parquet").exists()
+        refused = project.snakemake(check=False)
+        assert "cannot be locked" in refused.stdout + refused.stderr
+        unlock = [sys.executable, "workflow_scripts/unlock_stale.py", *project.command()[5:]]
+        done = subprocess.run(
+            unlock, cwd=project.folder, env=project.environment(), capture_output=True, text=True, check=True
+        )
+        assert "killed left its lock" in done.stdout
+    project.snakemake()
+    assert (run / "metrics.parquet").read_bytes() == wanted
+
+
+def kill_in(project, stage):
     process = subprocess.Popen(
         project.command(),
         cwd=project.folder,
@@ -259,21 +299,11 @@ def test_killed_and_started_again_gives_the_same_bytes(project, stage):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     # A job of this stage has begun when its log is there.
     while not list((project.folder / "results" / stage).rglob("*.log")):
         assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "the stage never began"
+        assert time.monotonic() < deadline, f"{stage} never began"
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (run / "metrics.parquet").exists()
-    refused = project.snakemake(check=False)
-    assert "cannot be locked" in refused.stdout + refused.stderr
-    unlock = [sys.executable, "workflow_scripts/unlock_stale.py", *project.command()[5:]]
-    done = subprocess.run(
-        unlock, cwd=project.folder, env=project.environment(), capture_output=True, text=True, check=True
-    )
-    assert "killed left its lock" in done.stdout
-    project.snakemake()
-    assert (run / "metrics.parquet").read_bytes() == wanted

@@ -1,0 +1,1 @@
+"""Fits of a finished run, applied to other structures: forces with calibrated uncertainties."""
