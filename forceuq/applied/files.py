@@ -74,10 +74,12 @@ def predict_files(predictor: Predictor, files: Sequence[Path], output: Path) -> 
         output: extended XYZ; it exists only once it is whole.
 
     Raises:
-        DataError: a file that is damaged, or a frame that cannot be predicted, by file and frame.
+        DataError: a file that is damaged or would be replaced, or a frame that cannot be predicted, by file and frame.
     """
     if output.suffix.lower() not in SUFFIXES:
         raise DataError(f"the output is extended XYZ: its name must end in {' or '.join(SUFFIXES)}", file=output)
+    if output.resolve() in {file.resolve() for file in files}:
+        raise DataError("would be replaced by its own predictions: write another file", file=output)
     summary = Summary()
     with ExitStack() as stack:
         temporary = stack.enter_context(whole_file(output))

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,16 +91,23 @@ class Predictor:
     def predict(self, structures: Sequence[Structure]) -> list[ForcePrediction]:
         """Return the predictions of structures, whose own forces count for nothing.
 
-        Features depend on what else is in a pass of the backbone by float32's rounding only.
+        They depend on what else is in a pass of the backbone by float32's rounding only. Methods that draw at random
+        (BLIP) draw the same for the same id.
+
+        Args:
+            structures: each with an id of its own.
 
         Raises:
             DataError: a structure that is damaged, or cannot be predicted, by its id.
         """
         if not structures:
             return []
+        seen: set[str] = set()
         for each in structures:
-            if (reason := fault(each)) is not None:
+            reason = fault(each) or ("another structure has this id" if each.structure_id in seen else None)
+            if reason is not None:
                 raise DataError(f"cannot be predicted: {reason}", record=each.structure_id)
+            seen.add(each.structure_id)
         with tempfile.TemporaryDirectory(prefix="forceuq-") as folder:
             blocks = list(self._blocks(Path(folder), structures))
         names = ("mean", "floor", "spread")
@@ -207,10 +214,10 @@ def _load(member: Member) -> FittedMethod:
 
 
 def _written(folder: Path, structures: Sequence[Structure]) -> StructurePart:
-    names = [f"{index:08d}" for index in range(len(structures))]
+    names = [each.structure_id for each in structures]
     with StructureWriter(folder / "structures.parquet", max_bad_fraction=0.0) as writer:
-        for name, each in zip(names, structures, strict=True):
-            writer.add(replace(each, structure_id=name))
+        for each in structures:
+            writer.add(each)
     write_splits(folder / "splits.parquet", names, np.arange(len(names)), [_PART] * len(names), expected=(_PART,))
     return StructurePart(folder / "structures.parquet", folder / "splits.parquet", _PART)
 

@@ -12,6 +12,7 @@ from conftest import Project
 
 from forceuq.applied.calculator import UncertainForces
 from forceuq.applied.chosen import choose
+from forceuq.applied.files import predict_files
 from forceuq.applied.predictor import Predictor
 from forceuq.data.splits import read_part
 from forceuq.data.structures import Structure, read_structures
@@ -132,11 +133,23 @@ def test_what_cannot_be_predicted_is_named_and_leaves_no_file(finished: Project,
     assert done.returncode == 2
     assert "slab.xyz: record 1: cannot be predicted: periodic along some directions only" in done.stderr
     assert not list(tmp_path.glob("out*"))
+    predictor = Predictor(choose(run, "bll-mse", dataset="alloys"))
+    for output, why in (("slab.xyz", "replaced by its own predictions"), ("out.traj", "must end in .xyz")):
+        with pytest.raises(DataError, match=why):
+            predict_files(predictor, [tmp_path / "slab.xyz"], tmp_path / output)
+    (tmp_path / "empty.xyz").touch()
+    with pytest.raises(DataError, match=r"empty.xyz: no frames in it"):
+        predict_files(predictor, [tmp_path / "empty.xyz"], tmp_path / "out.xyz")
+    (tmp_path / "cut.xyz").write_text("\n".join((tmp_path / "slab.xyz").read_text().splitlines()[:-1]))
+    with pytest.raises(DataError, match=r"cut.xyz"):
+        predict_files(predictor, [tmp_path / "cut.xyz"], tmp_path / "out.xyz")
+    assert not list(tmp_path.glob("*out*"))
     (first, *_) = alloys(finished, "id")
     nowhere = replace(first, structure_id="first", positions=np.full_like(first.positions, np.nan))
-    predictor = Predictor(choose(run, "bll-mse", dataset="alloys"))
     with pytest.raises(DataError, match=r"record first: cannot be predicted: "):
         predictor.predict([nowhere])
+    with pytest.raises(DataError, match=r"another structure has this id"):
+        predictor.predict([first, first])
 
 
 def test_what_a_run_does_not_have_is_named(run: Path, tmp_path: Path) -> None:

@@ -253,15 +253,16 @@ def applied_alike(project):
     (folder,) = (project.folder / "results/cache/datasets").glob("molecules-*")
     rows = read_part(folder / "splits.parquet", "methylamine-test")
     structures = [each for _, each in read_structures(folder / "structures.parquet", rows)]
-    of_seed = [key for key in predicted(run) if key[3] == "0"]
-    assert len(of_seed) > 15
-    for key in of_seed:
-        found = Predictor(choose(run, key[0], seed=0, calibration="none")).predict(structures)
-        (block,) = read_predictions(run / "predictions" / "/".join(key[:3]) / "seed0/id.parquet")
+    methods = sorted({key[0] for key in predicted(run)})
+    assert {"blip", "lora-ensemble", "gp-rbf"} < set(methods)
+    for method in methods:
+        chosen = choose(run, method, calibration="none")
+        found = Predictor(chosen).predict(structures)
+        (block,) = read_predictions(chosen.validation.with_name("id.parquet"))
         forces, covariance = (np.concatenate([getattr(p, name) for p in found]) for name in ("forces", "covariance"))
-        np.testing.assert_allclose(forces, block.mean, rtol=1e-4, atol=1e-5, err_msg=key[0])
+        np.testing.assert_allclose(forces, block.mean, rtol=1e-4, atol=1e-5, err_msg=method)
         wanted = unpack_symmetric(block.floor) + unpack_symmetric(block.spread)
-        np.testing.assert_allclose(covariance, wanted, rtol=1e-3, atol=1e-5 * np.abs(wanted).max(), err_msg=key[0])
+        np.testing.assert_allclose(covariance, wanted, rtol=1e-3, atol=1e-5 * np.abs(wanted).max(), err_msg=method)
 
 
 def test_a_typo_stops_before_any_job(project):
