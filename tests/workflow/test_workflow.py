@@ -253,10 +253,10 @@ def applied_alike(project):
     (folder,) = (project.folder / "results/cache/datasets").glob("molecules-*")
     rows = read_part(folder / "splits.parquet", "methylamine-test")
     structures = [each for _, each in read_structures(folder / "structures.parquet", rows)]
-    methods = sorted({key[0] for key in predicted(run)})
+    methods = sorted({method for method, dataset, *_ in predicted(run) if dataset == "molecules"})
     assert {"blip", "lora-ensemble", "gp-rbf"} < set(methods)
     for method in methods:
-        chosen = choose(run, method, calibration="none")
+        chosen = choose(run, method, dataset="molecules", calibration="none")
         found = Predictor(chosen).predict(structures)
         (block,) = read_predictions(chosen.validation.with_name("id.parquet"))
         forces, covariance = (np.concatenate([getattr(p, name) for p in found]) for name in ("forces", "covariance"))
