@@ -87,11 +87,19 @@ def test_shipped_configurations_are_valid(name):
         ("run", "cache", r"run: .*all runs share; take another \(it is 'cache'\)"),
         ("results", "res{x}", r"results: braces .*take a folder without them \(it is 'res\{x\}'\)"),
         ("methods", {}, r"'methods' is missing"),
+        ("methods.swag.datasets", [{"alloys": None}], r"methods\.swag\.datasets\[0\]: .*string"),
+        ("datasets.alloys.evaluate_with", [["molecules"]], r"datasets\.alloys\.evaluate_with\[0\]: .*string"),
     ],
 )
 def test_faults_are_named(path, value, message):
     with pytest.raises(ConfigurationError, match=message):
         load_configuration(changed(path, value))
+
+
+@pytest.mark.parametrize("path", ["features", "methods.swag.options"])
+def test_faults_are_named_where_a_device_is_spread(path):
+    with pytest.raises(ConfigurationError, match=rf"{path}: .*dictionary.* \(it is 'x'\)"):
+        load_configuration({**changed(path, "x"), "device": "cpu"})
 
 
 def test_a_wrong_entry_is_told_once():
