@@ -321,71 +321,77 @@ def _fit_evidence(statistics: SufficientStatistics, isotropic: bool) -> Evidence
             ratio = farthest
         return ratio
 
-    def settled(ratio: Vector, value: float, gradient: Vector, solution: _Solution) -> tuple[Vector, float]:
+    def settled(ratio: Vector) -> tuple[Vector, float]:
+        value, gradient, _, solution = at(ratio)
         trace.append(value)
         for _ in range(_FIXED_POINT_STEPS):
             # From the gradient: precision * weights = 2 gradient + K gamma.
             gamma = np.maximum(each(solution.gamma), _EPS)
             weights = np.maximum(2.0 * gradient + k * each(solution.gamma), _EPS * gamma)
             proposal = np.clip(ratio + np.log(k * gamma / weights), low, high)
-            new_value, gradient, _, solution = at(proposal)
+            try:
+                new_value, gradient, _, solution = at(proposal)
+            except FitError:  # too far
+                break
             if not new_value < value:
                 break
             ratio, value = proposal, new_value
             trace.append(value)
         return ratio, value
 
-    ratio = np.clip(start, low, high)
-    value, gradient, _, solution = at(ratio)
-    ratio, value = settled(ratio, value, gradient, solution)
-    for weaker in _WEAKER_STARTS:
-        proposal = np.clip(start + np.log(weaker), low, high)
-        try:
-            new_value, gradient, _, solution = at(proposal)
-        except FitError:
-            # With so weak a prior rounding is all that is left of Lambda_n or of the targets: no place to start.
-            break
-        if new_value < value:
-            ratio, value = settled(proposal, new_value, gradient, solution)
-    value, gradient, noise, solution = at(ratio)
-
-    rounding = statistics.width * _EPS * max(abs(value), 1.0)
-    tolerance = k * max(1e-3, float(np.sqrt(rounding)))
-    for restart in range(_RESTARTS):
-        if restart and free(ratio, gradient) > tolerance:
-            ratio = downhill(ratio)
-            value, gradient, noise, solution = at(ratio)
-        if free(ratio, gradient) <= tolerance:
-            break
-        result = minimize(  # type: ignore[call-overload]
-            lambda x: at(x)[:2],
-            ratio,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=[(low, high)] * len(ratio),
-            callback=lambda intermediate_result: trace.append(float(intermediate_result.fun)),
-            options={"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "ftol": 0.0, "gtol": 0.5 * tolerance},
-        )
-        ratio = np.asarray(result.x)
+    def searched(ratio: Vector) -> EvidenceFit:
         value, gradient, noise, solution = at(ratio)
-    gradient_norm = free(ratio, gradient)
-    if not gradient_norm <= tolerance:
-        raise FitError(
-            f"the evidence was not maximised: after {evaluations} evaluations a derivative by log lambda is"
-            f" {gradient_norm:.2e}, tolerance {tolerance:.1e}"
+        tolerance = k * max(1e-3, float(np.sqrt(statistics.width * _EPS * max(abs(value), 1.0))))
+        for restart in range(_RESTARTS):
+            if restart and free(ratio, gradient) > tolerance:
+                ratio = downhill(ratio)
+                value, gradient, noise, solution = at(ratio)
+            if free(ratio, gradient) <= tolerance:
+                break
+            result = minimize(  # type: ignore[call-overload]
+                lambda x: at(x)[:2], ratio, jac=True, method="L-BFGS-B", bounds=[(low, high)] * len(ratio),
+                callback=lambda intermediate_result: trace.append(float(intermediate_result.fun)),
+                options={"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "ftol": 0.0, "gtol": 0.5 * tolerance},
+            )  # fmt: skip
+            ratio = np.asarray(result.x)
+            value, gradient, noise, solution = at(ratio)
+        if not (gradient_norm := free(ratio, gradient)) <= tolerance:
+            raise FitError(
+                f"the evidence was not maximised: after {evaluations} evaluations a derivative by log lambda is"
+                f" {gradient_norm:.2e}, tolerance {tolerance:.1e}"
+            )
+        return EvidenceFit(
+            precision=np.exp(log_precision),
+            noise=noise,
+            nlml=value,
+            effective_parameters=float(solution.gamma[used].sum()),
+            gradient_norm=gradient_norm,
+            evaluations=evaluations,
+            at_lower=int(np.sum(ratio <= low)),
+            at_upper=int(np.sum(ratio >= high)),
+            unused=statistics.width - len(used),
+            trace=tuple(trace),
         )
-    return EvidenceFit(
-        precision=np.exp(log_precision),
-        noise=noise,
-        nlml=value,
-        effective_parameters=float(solution.gamma[used].sum()),
-        gradient_norm=gradient_norm,
-        evaluations=evaluations,
-        at_lower=int(np.sum(ratio <= low)),
-        at_upper=int(np.sum(ratio >= high)),
-        unused=statistics.width - len(used),
-        trace=tuple(trace),
-    )
+
+    starts = [settled(np.clip(start, low, high))]
+    for weaker in _WEAKER_STARTS:
+        ratio = np.clip(start + np.log(weaker), low, high)
+        try:
+            if at(ratio)[0] < starts[-1][1]:
+                starts.append(settled(ratio))
+        except FitError:  # with so weak a prior rounding is all that is left of Lambda_n or of the targets
+            break
+    failures: list[FitError] = []
+    for ratio, _ in reversed(starts):
+        try:
+            fit = searched(ratio)
+        except FitError as error:
+            # Rounding may be in the way from here, and not from an earlier start to as high an evidence.
+            failures.append(error)
+            continue
+        if not failures or fit.nlml <= starts[-1][1]:
+            return fit
+    raise failures[0]
 
 
 def effective_parameters(statistics: SufficientStatistics, precision: Vector) -> float:

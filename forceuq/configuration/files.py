@@ -1,5 +1,6 @@
 """The files of a configuration, held to what YAML asks for and its readers let pass: each key once."""
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,20 @@ def read_configuration(path: Path) -> dict[str, Any]:
         ConfigurationError: naming the file: it cannot be read, is no mapping, or has a key twice.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _plain(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path}: has no keys; a configuration is a mapping, as in config/demo.yaml")
     refuse_repeated_keys([path])
     return values
+
+
+def _plain(text: str) -> Any:
+    try:  # as Snakemake does: JSON may be indented by tabs, which YAML's reader refuses
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)
 
 
 def refuse_repeated_keys(paths: Iterable[Path]) -> None:

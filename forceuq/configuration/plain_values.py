@@ -35,7 +35,10 @@ def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in entries(value).items() if k not in gone} if isinstance(value, dict) else value
 
     def names(value: Any) -> Any:
-        return [name for name in value if name not in gone] or value if isinstance(value, list) else value
+        if not isinstance(value, list):
+            return value
+        # What is no name is left for the models to refuse.
+        return [name for name in value if not isinstance(name, str) or name not in gone] or value
 
     for place in _ENTRIES:
         values = _replaced(values, place, entries)
@@ -57,7 +60,7 @@ def _replaced(value: Any, place: _Place, change: Callable[[Any], Any]) -> Any:
 
 def with_device(values: dict[str, Any], device: str) -> dict[str, Any]:
     """Return a configuration's plain values in which every entry that has a ``device`` has one."""
-    filled = {**values, "features": {"device": device, **(values.get("features") or {})}}
+    filled = {**values, "features": _filled(values.get("features"), device)}
     entries = values.get("methods")
     if isinstance(entries, dict):
         filled["methods"] = {name: _method_with_device(entry, device) for name, entry in entries.items()}
@@ -70,4 +73,10 @@ def _method_with_device(entry: Any, device: str) -> Any:
         return entry
     if "device" not in methods.load_method(entry["kind"]).Options.model_fields:
         return entry
-    return {**entry, "options": {"device": device, **(entry.get("options") or {})}}
+    return {**entry, "options": _filled(entry.get("options"), device)}
+
+
+def _filled(options: Any, device: str) -> Any:
+    if options and not isinstance(options, dict):
+        return options
+    return {"device": device, **(options or {})}

@@ -108,7 +108,7 @@ def members(raw: Path, suffixes: Sequence[str], passed_over: list[str] | None = 
         return
     with _decompressed(raw) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Entry) as tar:
         for entry in tar:
-            if not _wanted(entry.name, suffixes, raw, None if entry.isdir() else passed_over):
+            if entry.isdir() or not _wanted(entry.name, suffixes, raw, passed_over):
                 continue
             content = tar.extractfile(entry) if entry.isfile() else None
             if content is None:

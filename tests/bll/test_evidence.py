@@ -419,6 +419,38 @@ def test_a_value_that_is_known_to_a_ten_thousandth_only_does_not_end_the_search(
     assert found.nlml == pytest.approx(exact.nlml, abs=1e-3)
 
 
+@pytest.fixture
+def searches(monkeypatch):
+    """Make the first search of an optimiser end as rounding may end it; return what is counted for each."""
+    minimize, calls = evidence.minimize, []
+
+    def failing_once(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise FitError("rounding")
+        return minimize(*arguments, **options)
+
+    monkeypatch.setattr(evidence, "minimize", failing_once)
+    return calls
+
+
+def test_a_search_that_fails_from_a_weaker_prior_is_done_from_another_start(problem, searches, monkeypatch):
+    _, _, statistics = problem(300, 8, noise=1e-6 * np.eye(3))
+    monkeypatch.setattr(evidence, "_FIXED_POINT_STEPS", 0)
+    found = fit_evidence(statistics)
+    assert len(searches) > 1
+    assert found.nlml == pytest.approx(fit_evidence(statistics).nlml, abs=1e-3)
+
+
+def test_a_worse_maximum_does_not_stand_in_for_a_search_that_failed(searches):
+    rng = np.random.default_rng(0)
+    signal = rng.normal(size=(40, 8))
+    y = signal[:, 4:] @ rng.normal(size=(4, 3)) + 0.1 * rng.normal(size=(40, 3))
+    with pytest.raises(FitError, match="rounding"):
+        fit_evidence(accumulate([(signal * np.geomspace(1.0, 0.1, 8) + 30.0, y)], 8))
+    assert len(searches) > 1
+
+
 def test_threads_do_not_change_what_is_found():
     """Where rounding decides between maxima: 256 nearly collinear features, whose evidence has many."""
     rng = np.random.default_rng(0)

@@ -119,3 +119,15 @@ def test_zip_archives_one_after_another_are_refused(tmp_path):
     assert read(tmp_path, whole) == NAMES
     with pytest.raises(DataError, match=f"{len(whole)} bytes stand before the zip archive"):
         read(tmp_path, whole + zipped(["other.xyz"]))
+
+
+@pytest.mark.parametrize("folder", ["ethanol.xyz", "ethanol.xyz.gz"])
+def test_a_folder_in_a_tar_may_have_any_name(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "a.xyz").write_text("1")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(tmp_path / folder, folder)
+    passed_over: list[str] = []
+    assert read(tmp_path, buffer.getvalue(), passed_over) == [f"{folder}/a.xyz"]
+    assert passed_over == []

@@ -9,7 +9,7 @@ import yaml
 from conftest import copy_project
 from snakemake.utils import update_config
 
-from forceuq.configuration import Configuration, load_configuration, refuse_repeated_keys
+from forceuq.configuration import Configuration, load_configuration, read_configuration, refuse_repeated_keys
 from forceuq.configuration.schema import commented_defaults, json_schema
 from forceuq.data.download import Source
 from forceuq.data.splits import PartRef
@@ -87,11 +87,19 @@ def test_shipped_configurations_are_valid(name):
         ("run", "cache", r"run: .*all runs share; take another \(it is 'cache'\)"),
         ("results", "res{x}", r"results: braces .*take a folder without them \(it is 'res\{x\}'\)"),
         ("methods", {}, r"'methods' is missing"),
+        ("methods.swag.datasets", [{"alloys": None}], r"methods\.swag\.datasets\[0\]: .*string"),
+        ("datasets.alloys.evaluate_with", [["molecules"]], r"datasets\.alloys\.evaluate_with\[0\]: .*string"),
     ],
 )
 def test_faults_are_named(path, value, message):
     with pytest.raises(ConfigurationError, match=message):
         load_configuration(changed(path, value))
+
+
+@pytest.mark.parametrize("path", ["features", "methods.swag.options"])
+def test_faults_are_named_where_a_device_is_spread(path):
+    with pytest.raises(ConfigurationError, match=rf"{path}: .*dictionary.* \(it is 'x'\)"):
+        load_configuration({**changed(path, "x"), "device": "cpu"})
 
 
 def test_a_wrong_entry_is_told_once():
@@ -141,6 +149,11 @@ def test_keys_that_only_look_alike_are_not_refused(tmp_path, text):
 
 
 @pytest.mark.workflow
+def test_json_that_is_indented_by_tabs_is_read(tmp_path):
+    (tmp_path / "run.json").write_text('{\n\t"run": "a",\n\t"seeds": [0]\n}\n')
+    assert read_configuration(tmp_path / "run.json") == {"run": "a", "seeds": [0]}
+
+
 def test_a_key_given_twice_stops_before_any_job(tmp_path):
     project = copy_project(tmp_path)
     project.config.write_text("bootstrap_draws: 100\nbootstrap_draws: 200\n")
