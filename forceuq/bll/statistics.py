@@ -19,9 +19,9 @@ from forceuq.files import whole_file
 
 _SCHEMA = "bll-statistics-2"
 # Rows that are summed to ordinary precision; and those of them that are multiplied at a time, which stay in the
-# processor's cache and are two of the runs that OpenBLAS cuts them into.
+# processor's cache, also where it is small.
 _ROWS = 8448
-_RUN = 768
+_RUN = 384
 _COLUMNS = 4
 
 Floats = NDArray[np.float64]
