@@ -31,7 +31,7 @@ def load_configuration(values: Mapping[str, Any]) -> Configuration:
 
 def _explain(fault: dict[str, Any], values: Mapping[str, Any]) -> str:
     path, value, unset = _locate(fault["loc"], values)
-    key = ".".join(path) or "(the whole)"
+    key = ".".join(path)
     kind = fault["type"]
     if kind == "extra_forbidden":
         return f"{key}: unknown key; {nearest(path[-1], _fields(fault['loc']))}"
@@ -43,7 +43,12 @@ def _explain(fault: dict[str, Any], values: Mapping[str, Any]) -> str:
         return f"{key}.kind: unknown kind {tag!r}; {nearest(tag, tags)}"
     if kind == "union_tag_not_found":
         return f"{key}.kind: missing"
-    message = fault["msg"].removeprefix("Value error, ")
+    if kind == "tuple_type":
+        listed = "" if value is None or isinstance(value, Mapping) else f"; write [{value}]"
+        return f"{key}: {value!r} is no list{listed}"
+    message = str(fault["msg"]).removeprefix("Value error, ").replace("Tuple should", "List should")
+    if not key:  # what several keys have wrong together; the message names them
+        return message
     if kind in {"literal_error", "enum"}:
         expected = [part.strip(" '") for part in str(fault["ctx"]["expected"]).replace(" or ", ",").split(",")]
         return f"{key}: {value!r} is not valid; {nearest(value, expected)}"
