@@ -444,6 +444,7 @@ def test_identity_where_no_sha256_is_published():
 def test_the_same_weights_are_one_cache():
     overlay = yaml.safe_load((ROOT / "config/overlays/forceuq-small.yaml").read_text())
     rmd17 = {**yaml.safe_load((ROOT / "config/rmd17.yaml").read_text()), "backbone": overlay["backbone"]}
+    overlay["backbone"]["weights"] |= {"licence": None, "doi": "10.1234/a"}
     assert overlay["backbone"]["weights"] != DEMO["backbone"]["weights"]
     assert load_configuration(rmd17).backbone.identity == load_configuration(DEMO).backbone.identity
 
