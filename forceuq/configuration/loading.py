@@ -43,9 +43,12 @@ def _explain(fault: dict[str, Any], values: Mapping[str, Any]) -> str:
         return f"{key}.kind: unknown kind {tag!r}; {nearest(tag, tags)}"
     if kind == "union_tag_not_found":
         return f"{key}.kind: missing"
-    if kind == "tuple_type":
-        listed = "" if value is None or isinstance(value, Mapping) else f"; write [{value}]"
-        return f"{key}: {value!r} is no list{listed}"
+    if kind in {"tuple_type", "dict_type", "model_type", "model_attributes_type"} and key:
+        wanted = "list" if kind == "tuple_type" else "mapping of keys"
+        if value is None:  # what YAML makes of a key whose value was left out
+            return f"{key}: is empty; give a {wanted}, or leave it out"
+        listed = f"; write [{value}]" if wanted == "list" and not isinstance(value, Mapping) else ""
+        return f"{key}: {value!r} is no {wanted}{listed}"
     message = str(fault["msg"]).removeprefix("Value error, ").replace("Tuple should", "List should")
     if not key:  # what several keys have wrong together; the message names them
         return message
