@@ -18,7 +18,7 @@ help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(VENV)/.ready: $(lock) pyproject.toml
-	@test -f $(lock) || { echo "There is no lock for Python '$(version)'; those there are: $$(ls envs/lock-py*.txt). Choose one with 'make PYTHON=python3.11 ...'."; exit 1; }
+	@test -f $(lock) || { echo "There is no lock for $(PYTHON) ($(or $(version),it cannot be run)). Choose one with 'make PYTHON=python3.11 ...'; there are:" envs/lock-py*.txt; exit 1; }
 	@echo "Setting up $(VENV) with $(PYTHON) ($(version)) from $(lock)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check --requirement $(lock)

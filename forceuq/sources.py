@@ -55,7 +55,7 @@ def write_sources(configuration: Mapping[str, Any], output: Path) -> None:
                 "source": source.name,
                 "what": source.kind,
                 "licence": source.licence or ("made by the workflow" if "generated" in source.kind else "not stated"),
-                "may be passed on": "yes" if _free(source) else "not its structures, nor numbers of single atoms",
+                "may be passed on": _passed_on(source),
                 "doi": source.doi,
                 "url": source.url,
                 "sha256": source.sha256,
@@ -72,10 +72,12 @@ def write_sources(configuration: Mapping[str, Any], output: Path) -> None:
         temporary.write_text(head + rows, encoding="utf-8")
 
 
-def _free(source: PublishedSource) -> bool:
-    if source.kind == "data set":
-        return source.licence is not None and not no_derivatives(source.licence)
-    return True
+def _passed_on(source: PublishedSource) -> str:
+    if source.kind == "weights":  # what is made with them are data of the data sets
+        return "as their licence says" if source.licence else "not known"
+    if source.kind == "data set" and (source.licence is None or no_derivatives(source.licence)):
+        return "not its structures, nor numbers of single atoms"
+    return "yes"
 
 
 def no_derivatives(licence: str) -> bool:

@@ -183,7 +183,7 @@ def _calibration(run: Path, key: Key, kind: CalibrationKind) -> Calibration:
     place = f"{'/'.join(key[:3])}/seed{key[3]}.json"
     record = run / RECORDS / "calibrate" / place
     if not record.exists():
-        raise ConfigurationError(f"{key[0]} was not calibrated (it is evaluated by itself nowhere): use none")
+        raise ConfigurationError(f"{key[0]} was not calibrated (nowhere evaluated by itself): use calibration none")
     (written,) = read_record(record).outputs
     found = read_calibrations(_held(run.parent, written))
     for calibration in found:

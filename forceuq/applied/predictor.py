@@ -71,16 +71,18 @@ class Predictor:
         max_atoms: in a pass of the backbone, at most (a larger structure goes alone).
 
     Raises:
-        ConfigurationError: there is no GPU for ``cuda``.
+        ConfigurationError: another device, or there is no GPU for ``cuda``.
         DataError: a fit or weights that cannot be read.
     """
 
     def __init__(self, chosen: Chosen, device: str = "auto", max_atoms: int = 2048) -> None:
+        if device.partition(":")[0] not in ("auto", "cpu", "cuda"):  # a GPU may have a number
+            raise ConfigurationError(f"device: {device!r} is not valid; valid: cpu, cuda, auto")
         import torch
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda" and not torch.cuda.is_available():
+        if device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigurationError("device: cuda, but torch finds no GPU here; use device: cpu")
         self.chosen = chosen
         self._device, self._max_atoms = device, max_atoms

@@ -31,7 +31,7 @@ def load_configuration(values: Mapping[str, Any]) -> Configuration:
 
 def _explain(fault: dict[str, Any], values: Mapping[str, Any]) -> str:
     path, value, unset = _locate(fault["loc"], values)
-    key = ".".join(path) or "(the whole)"
+    key = ".".join(path)
     kind = fault["type"]
     if kind == "extra_forbidden":
         return f"{key}: unknown key; {nearest(path[-1], _fields(fault['loc']))}"
@@ -43,7 +43,15 @@ def _explain(fault: dict[str, Any], values: Mapping[str, Any]) -> str:
         return f"{key}.kind: unknown kind {tag!r}; {nearest(tag, tags)}"
     if kind == "union_tag_not_found":
         return f"{key}.kind: missing"
-    message = fault["msg"].removeprefix("Value error, ")
+    if kind in {"tuple_type", "dict_type", "model_type", "model_attributes_type"} and key:
+        wanted = "list" if kind == "tuple_type" else "mapping of keys"
+        if value is None:  # what YAML makes of a key whose value was left out
+            return f"{key}: is empty; give a {wanted}, or leave it out"
+        listed = f"; write [{value}]" if wanted == "list" and not isinstance(value, Mapping) else ""
+        return f"{key}: {value!r} is no {wanted}{listed}"
+    message = str(fault["msg"]).removeprefix("Value error, ").replace("Tuple should", "List should")
+    if not key:  # what several keys have wrong together; the message names them
+        return message
     if kind in {"literal_error", "enum"}:
         expected = [part.strip(" '") for part in str(fault["ctx"]["expected"]).replace(" or ", ",").split(",")]
         return f"{key}: {value!r} is not valid; {nearest(value, expected)}"

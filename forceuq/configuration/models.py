@@ -318,7 +318,8 @@ class Configuration(Model):
             return values
         left = without_nulls(values)
         device = left.get("device")
-        return left if device is None else with_device(left, device)
+        # Any other is refused once, where it was given, and not again at every entry.
+        return with_device(left, device) if device in ("cpu", "cuda") else left
 
     @field_validator("run")
     @classmethod

@@ -80,6 +80,8 @@ def read_ledger(results: Path, run: str) -> Ledger:
         DataError: it is missing (the run has not finished), damaged or edited.
     """
     path = Folder(results, run).path / LEDGER
+    if not path.is_file():
+        raise DataError("is not there: no run of this name has been run to its end here", file=path)
     values = read_sealed(path)
     if (values.get("schema"), values.get("version")) != (SCHEMA, VERSION):
         raise DataError(f"is no ledger that this code reads ({SCHEMA} {VERSION})", file=path)

@@ -1,11 +1,13 @@
 """Summaries of a predicted covariance."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from forceuq.applied.predictor import ForcePrediction
+from forceuq.applied.predictor import ForcePrediction, Predictor
+from forceuq.errors import ConfigurationError
 
 
 def prediction(seed: int, scale: float) -> ForcePrediction:
@@ -40,3 +42,9 @@ def test_a_component_without_variance_has_no_correlation():
     found = ForcePrediction(np.zeros((1, 3)), flat, 0.0 * flat, np.zeros(1))
     assert found.correlation.tolist() == [[0.0, 0.0, 0.0]]
     assert found.component_std.tolist() == [[1.0, 0.0, 2.0]]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cdua", "mps"])
+def test_a_device_of_another_name_is_named(device):
+    with pytest.raises(ConfigurationError, match=f"device: '{device}' is not valid; valid: cpu, cuda, auto"):
+        Predictor(None, device)

@@ -60,7 +60,7 @@ def test_other_raw_data_and_code_are_named(finished: Toy, toy: Toy) -> None:
 
 def test_an_unfinished_run_is_an_error(toy: Toy) -> None:
     (toy.results / "a/ledger.json").unlink()
-    with pytest.raises(DataError, match=r"ledger\.json"):
+    with pytest.raises(DataError, match=r"a/ledger\.json: is not there: no run .* to its end"):
         compare_runs(toy.results / "a", toy.results / "b")
 
 

@@ -47,8 +47,15 @@ def test_every_source_has_a_row_with_its_licence(tmp_path: Path) -> None:
         "orb": "Apache-2.0",
     }
     free = table["may be passed on"] == "yes"
-    assert list(table.index[free]) == ["MPtrj", "Demo", "orb"]
+    assert list(table.index[free]) == ["MPtrj", "Demo"]
+    assert table["may be passed on"]["orb"] == "as their licence says"
     text = (tmp_path / "sources.md").read_text()
     assert "| TM23 | data set | CC-BY-NC-ND-4.0 |" in text
     assert "| Own\\|mine | data set | not stated |" in text
     assert configured_sources({}) == []
+
+
+def test_nothing_is_claimed_of_weights_without_a_licence(tmp_path: Path) -> None:
+    write_sources({"backbone": {"name": "orb", "weights": {"urls": ["file:x"]}}}, tmp_path / "sources.csv")
+    (row,) = pd.read_csv(tmp_path / "sources.csv").to_dict("records")
+    assert (row["licence"], row["may be passed on"]) == ("not stated", "not known")

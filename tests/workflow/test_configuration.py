@@ -59,6 +59,13 @@ def test_shipped_configurations_are_valid(name):
         ),
         ("calibrations", ["decoupld"], r"calibrations\[0\]: 'decoupld' .*'decoupled'"),
         ("seeds", [1, 1], r"seeds: .*twice"),
+        ("seeds", 3, r"  seeds: 3 is no list; write \[3\]$"),
+        ("methods.bll-mse.options", None, r"  methods\.bll-mse\.options: is empty; give a mapping of keys, or leave"),
+        ("methods.bll-mse", "bll", r"  methods\.bll-mse: 'bll' is no mapping of keys$"),
+        ("calibrations", None, r"  calibrations: is empty; give a list, or leave it out$"),
+        ("seeds", [], r"  seeds: List should have at least 1 item"),
+        ("device", "gpu", r":\n  device: 'gpu' is not valid; did you mean 'cpu'\?$"),
+        ("figures.surface.methods", ["bll"], r":\n  figures\.surface\.methods: there is no 'bll'; did you mean"),
         ("seeds", [-1], r"seeds\[0\]: .*greater than or equal to 0 \(it is -1\)"),
         ("seeds", {"alloys": [-1], "molecules": [0]}, r"seeds\.alloys\[0\]: .*equal to 0"),
         ("methods.gp-rbf.seeds", [0, 0], r"methods\.gp-rbf\.seeds: \[0, 0\] names something twice"),
@@ -453,6 +460,7 @@ def test_identity_where_no_sha256_is_published():
 def test_the_same_weights_are_one_cache():
     overlay = yaml.safe_load((ROOT / "config/overlays/forceuq-small.yaml").read_text())
     rmd17 = {**yaml.safe_load((ROOT / "config/rmd17.yaml").read_text()), "backbone": overlay["backbone"]}
+    overlay["backbone"]["weights"] |= {"licence": None, "doi": "10.1234/a"}
     assert overlay["backbone"]["weights"] != DEMO["backbone"]["weights"]
     assert load_configuration(rmd17).backbone.identity == load_configuration(DEMO).backbone.identity
 
