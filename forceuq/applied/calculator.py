@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 
 from forceuq.applied.chosen import choose
-from forceuq.applied.predictor import Predictor
+from forceuq.applied.predictor import Predictor, unlabelled
 from forceuq.calibration_kinds import CalibrationKind
-from forceuq.data.frames import structure_of
 
 
 class UncertainForces(Calculator):
@@ -56,10 +54,7 @@ class UncertainForces(Calculator):
     ) -> None:
         """Predict the forces of ASE atoms; see the class."""
         super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
-        unlabelled: Any = self.atoms
-        unlabelled = unlabelled.copy()
-        unlabelled.set_array("forces", np.zeros((len(unlabelled), 3)))
-        (found,) = self.predictor.predict([structure_of(unlabelled, "atoms", "atoms")])
+        (found,) = self.predictor.predict([unlabelled(self.atoms, "atoms")])
         self.results = {
             "forces": found.forces,
             "forces_covariance": found.covariance,

@@ -109,7 +109,7 @@ def choose(
         key=key,
         members=tuple(_member(results, each) for each in members),
         combination=combination,
-        calibration=None if calibration == "none" else _calibration(run, key, calibration),
+        calibration=None if calibration == "none" else _calibration(run, key, calibration, predictions),
         validation=_held_file(results, predictions, f"{VALIDATION_SPLIT}.parquet"),
     )
 
@@ -179,12 +179,17 @@ def _same(path: Path, found: str, recorded: str) -> Path:
     return path
 
 
-def _calibration(run: Path, key: Key, kind: CalibrationKind) -> Calibration:
+def _calibration(run: Path, key: Key, kind: CalibrationKind, predictions: Artefact) -> Calibration:
     place = f"{'/'.join(key[:3])}/seed{key[3]}.json"
     record = run / RECORDS / "calibrate" / place
     if not record.exists():
         raise ConfigurationError(f"{key[0]} was not calibrated (nowhere evaluated by itself): use calibration none")
-    (written,) = read_record(record).outputs
+    job = read_record(record)
+    (written,) = job.outputs
+    if predictions.sha256 not in {artefact.sha256 for artefact in job.inputs}:
+        raise DataError(
+            "was fitted to other predictions than there are now: run the workflow again", file=run.parent / written.path
+        )
     found = read_calibrations(_held(run.parent, written))
     for calibration in found:
         if calibration.kind == kind:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from forceuq.applied.predictor import ForcePrediction, Predictor
-from forceuq.data.frames import TRAJECTORY_MAGIC, FrameError, structure_of, trajectory_frames, xyz_frames
+from forceuq.applied.predictor import ForcePrediction, Predictor, unlabelled
+from forceuq.data.frames import TRAJECTORY_MAGIC, FrameError, trajectory_frames, xyz_frames
 from forceuq.data.structures import Structure
 from forceuq.errors import DataError
 from forceuq.files import whole_file
@@ -114,10 +114,9 @@ def _frames(file: Path) -> Iterator[Frame]:
             found = trajectory_frames(file, file) if trajectory else xyz_frames(stream, file, _cut_off(file))
             for index, atoms in found:
                 place = f"{file}, frame {index}"
-                try:
-                    yield place, _whole(atoms), _structure(atoms, place)
-                except FrameError as error:
-                    raise DataError(f"cannot be predicted: {error}", file=file, record=index) from error
+                structure = unlabelled(atoms, place)
+                assert not isinstance(atoms, FrameError)  # which unlabelled() has refused
+                yield place, atoms, structure
     except OSError as error:
         raise DataError(f"cannot be read ({error})", file=file) from error
 
@@ -127,19 +126,6 @@ def _cut_off(file: Path) -> Any:
         raise DataError(message, file=file)
 
     return refuse
-
-
-def _whole(atoms: "Atoms | FrameError") -> "Atoms":
-    if isinstance(atoms, FrameError):
-        raise atoms
-    return atoms
-
-
-def _structure(atoms: "Atoms | FrameError", place: str) -> Structure:
-    unlabelled = _whole(atoms).copy()  # type: ignore[no-untyped-call]
-    # Nothing is compared with them.
-    unlabelled.arrays["forces"] = np.zeros((len(unlabelled), 3))
-    return structure_of(unlabelled, place, place)
 
 
 def _write(stream: TextIO, atoms: "Atoms", found: ForcePrediction) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forceuq.applied.chosen import Chosen, Member
+from forceuq.data.frames import FrameError, structure_of
 from forceuq.data.splits import write_splits
 from forceuq.data.structure_faults import fault
 from forceuq.data.structures import Structure, StructureWriter
@@ -19,6 +20,7 @@ from forceuq.methods import FittedMethod, StructurePart, load_method, needs_stru
 from forceuq.predictions import PredictionBlock, read_predictions, unpack_symmetric, write_predictions
 
 _PART = "all"
+_MAX_EDGES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,14 @@ class Predictor:
     """
 
     def __init__(self, chosen: Chosen, device: str = "auto", max_atoms: int = 2048) -> None:
-        if device.partition(":")[0] not in ("auto", "cpu", "cuda"):  # a GPU may have a number
+        # Of several GPUs one is chosen by CUDA_VISIBLE_DEVICES: what waits for a GPU waits for the current one.
+        if device not in ("auto", "cpu", "cuda"):
             raise ConfigurationError(f"device: {device!r} is not valid; valid: cpu, cuda, auto")
         import torch
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and not torch.cuda.is_available():
+        if device == "cuda" and not torch.cuda.is_available():
             raise ConfigurationError("device: cuda, but torch finds no GPU here; use device: cpu")
         self.chosen = chosen
         self._device, self._max_atoms = device, max_atoms
@@ -189,7 +192,7 @@ class _Features:
         with (
             FeatureWriter(output, self._metadata) as writer,
             torch.inference_mode(),
-            graph_builder(self._kind, self._settings, 1_000_000, 0) as builder,
+            graph_builder(self._kind, self._settings, _MAX_EDGES, 0) as builder,
         ):
             work = batches(iter(enumerate(structures)), self._max_atoms)
             try:
@@ -208,6 +211,21 @@ class _Features:
                     raise DataError(str(error), record=structures[error.record].structure_id) from error
                 raise
         return output
+
+
+def unlabelled(atoms: Any, structure_id: str) -> Structure:
+    """Return ASE atoms as a structure to predict: its forces are zeros, whatever the atoms have.
+
+    Raises:
+        DataError: they are periodic along some directions only, or a frame that could not be read.
+    """
+    try:
+        if not isinstance(atoms, FrameError):
+            atoms = atoms.copy()
+            atoms.arrays["forces"] = np.zeros((len(atoms), 3))
+        return structure_of(atoms, structure_id, structure_id)
+    except FrameError as error:
+        raise DataError(f"cannot be predicted: {error}", record=structure_id) from error
 
 
 def _load(member: Member) -> FittedMethod:

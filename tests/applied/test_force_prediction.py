@@ -44,7 +44,7 @@ def test_a_component_without_variance_has_no_correlation():
     assert found.component_std.tolist() == [[1.0, 0.0, 2.0]]
 
 
-@pytest.mark.parametrize("device", ["gpu", "cdua", "mps"])
+@pytest.mark.parametrize("device", ["gpu", "cdua", "mps", "cuda:1"])
 def test_a_device_of_another_name_is_named(device):
     with pytest.raises(ConfigurationError, match=f"device: '{device}' is not valid; valid: cpu, cuda, auto"):
         Predictor(None, device)

@@ -1,5 +1,6 @@
 """What a finished run's methods predict of other structures: forces, covariances, ranks."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,10 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+from ase import units
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
 from conftest import Project
 
 from forceuq.applied.calculator import UncertainForces
@@ -90,6 +95,13 @@ def test_the_calculator_gives_what_the_predictor_does(finished: Project, run: Pa
     assert np.array_equal(results["forces_covariance"], wanted.covariance)
     assert np.array_equal(results["forces_std"], wanted.std)
     assert np.array_equal(results["forces_rank"], wanted.rank)
+    VelocityVerlet(atoms, timestep=units.fs).run(1)
+    with pytest.raises(PropertyNotImplementedError):
+        BFGS(atoms, logfile=None).run(steps=1)
+    atoms.pbc = (True, True, False)
+    with pytest.raises(DataError, match=r"record atoms: cannot be predicted: periodic along some"):
+        atoms.get_forces()
+    atoms.pbc = first.pbc
     atoms.positions[0] += 0.1
     assert not np.array_equal(atoms.get_forces(), wanted.forces)
 
@@ -131,7 +143,7 @@ def test_what_cannot_be_predicted_is_named_and_leaves_no_file(finished: Project,
     place = ("results/tiny", "bll-mse", tmp_path / "slab.xyz", "--dataset", "alloys", "-o", tmp_path / "out.xyz")
     done = predict(finished, *place)
     assert done.returncode == 2
-    assert "slab.xyz: record 1: cannot be predicted: periodic along some directions only" in done.stderr
+    assert "slab.xyz, frame 1: cannot be predicted: periodic along some directions only" in done.stderr
     assert not list(tmp_path.glob("out*"))
     predictor = Predictor(choose(run, "bll-mse", dataset="alloys"))
     for output, why in (("slab.xyz", "replaced by its own predictions"), ("out.traj", "must end in .xyz")):
@@ -179,4 +191,13 @@ def test_what_was_altered_is_named(project: Project) -> None:
             choose(run, "bll-mse", dataset="alloys")
         assert str(file).startswith(str(raised.value.file))
         file.write_bytes(content)
+    record = run / f"records/calibrate/{place}.json"
+    content = record.read_bytes()
+    shutil.copy(run / f"records/calibrate/{place.replace('bll-mse', 'bll-pretrained')}.json", record)
+    with pytest.raises(DataError, match=r"was fitted to other predictions than there are now"):
+        choose(run, "bll-mse", dataset="alloys")
+    record.write_bytes(content)
+    # Of the caches, the weights and the records are enough.
+    for folder in ("features", "datasets"):
+        shutil.rmtree(project.folder / "results/cache" / folder)
     choose(run, "bll-mse", dataset="alloys")
